@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The per-host daemon: finds VMs, tracks and evicts their cold pages, reports to the controller."""

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every tests/test_*.c and every bench/*.c is a program of its own. Tests are known to ctest under the name of
+# their file; exit code 77 means "this machine lacks what the test needs" and counts as skipped.
+enable_testing()
+
+# The tests' and benches' other .c files are what they share.
+function(fl_programs folder pattern out)
+  file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.c)
+  set(programs ${sources})
+  list(FILTER programs INCLUDE REGEX "/${folder}/${pattern}$")
+  list(REMOVE_ITEM sources ${programs})
+  set(names)
+  foreach(program IN LISTS programs)
+    get_filename_component(name ${program} NAME_WE)
+    add_executable(${name} ${program} ${sources})
+    target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/${folder})
+    target_link_libraries(${name} PRIVATE fl_flags frostline)
+    set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/${folder})
+    list(APPEND names ${name})
+  endforeach()
+  set(${out} ${names} PARENT_SCOPE)
+endfunction()
+
+# TSan's shadow memory does not fit a kernel that randomises addresses by 32 bits.
+set(fl_launcher)
+if(FL_SANITIZE STREQUAL "thread")
+  find_program(FL_SETARCH setarch REQUIRED)
+  set(fl_launcher ${FL_SETARCH} -R)
+endif()
+
+fl_programs(tests "test_[^/]*\\.c" fl_tests)
+foreach(name IN LISTS fl_tests)
+  add_test(NAME ${name} COMMAND ${fl_launcher} $<TARGET_FILE:${name}>)
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${FL_TEST_SECONDS})
+  if(TARGET frostline-pager)
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT "FROSTLINE_PAGER=$<TARGET_FILE:frostline-pager>")
+  endif()
+endforeach()
+
+fl_programs(bench "bench_[^/]*\\.c" fl_benches)
