@@ -49,7 +49,7 @@ def constants(lines: list[str], enumerators: set[str]) -> list[str]:
         if not match:
             continue
         name, call, value = match.groups()
-        words = [w for w in WORD.findall(re.sub(r"\b(0[xX][0-9a-fA-F]+|\d+)[uUlL]*", "", value))]
+        words = WORD.findall(re.sub(r"\b(0[xX][0-9a-fA-F]+|\d+)[uUlL]*", "", value))
         if call or not value or not INTEGER.match(value):
             continue
         if all(word in known or NUMBER_MACRO.match(word) for word in words):

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` lists what there is. `make demo` and `make test` need nothing but git, make, python3 >= 3.11 and, on
+# Debian, root: what else they need they install (deploy/bootstrap).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# The steps share the machine and the build folders; each uses JOBS itself.
+.NOTPARALLEL:
+
+JOBS ?= $(shell nproc)
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PYTEST ?= $(PYTHON) -m pytest
+PYTEST_FLAGS ?=
+CTEST_FLAGS ?= --output-on-failure --no-tests=error
+# The soak that is part of `make test`, and the long one of `make soak`.
+TEST_SOAK_SECONDS ?= 60
+SOAK_SECONDS ?= 600
+SOAK_FLAGS ?= -k soak
+
+NATIVE := build/native
+C_FILES = $(shell git ls-files --cached --others --exclude-standard -- '*.c' '*.h')
+PYTHON_FOLDERS := agent controller proto native tests deploy
+
+.PHONY: help
+help:
+	@echo 'make demo         the whole loop on two real Linux guests, with a report'
+	@echo 'make test         all tests: C (plain, ASan+UBSan, TSan), unit, system, chaos with a short soak'
+	@echo 'make lint         ruff, mypy, clang-format, buf'
+	@echo 'make bench        the figures, as ratios of one run'
+	@echo 'make soak         writers under eviction and kills, $(SOAK_SECONDS) s (SOAK_SECONDS=)'
+	@echo 'make build        the C library, the pager and the Python package, editable, in $(VENV)'
+	@echo 'make deps         what the above need: Debian packages and the venv'
+	@echo 'make test-unit test-c test-asan test-tsan test-system test-chaos'
+	@echo 'make format clean distclean'
+
+# ---- What is needed ---------------------------------------------------------------------------------------------
+
+.PHONY: deps
+deps:
+	@deploy/bootstrap/system.sh
+	@deploy/bootstrap/venv.sh $(VENV) pyproject.toml
+
+# The kernel that the test guests boot; fetched once.
+.PHONY: guest
+guest: build
+	@if [ -f tests/system/guest/__main__.py ]; then $(PYTHON) -m tests.system.guest fetch; fi
+
+# ---- Build ------------------------------------------------------------------------------------------------------
+
+# The editable install is made anew when the metadata changes; C and protobuf changes go the short way of `build`.
+$(NATIVE)/editable.stamp: pyproject.toml $(VENV)/frostline-requirements.txt
+	@echo 'frostline: building, and installing it editable into $(VENV)'
+	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input \
+	    --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.PHONY: build
+build: deps
+	@$(MAKE) --silent --no-print-directory $(NATIVE)/editable.stamp
+	@cmake --build $(NATIVE) --parallel $(JOBS) -- --quiet | { grep -v 'no work to do' || true; }
+	@cmake --install $(NATIVE) --component python \
+	    --prefix "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" >/dev/null
+	@$(MAKE) --silent --no-print-directory typings
+
+# mypy does not follow an editable install: these links show it the package as it will be.
+.PHONY: typings
+typings:
+	@mkdir -p typings/frostline
+	@cd typings/frostline && for link in agent=agent controller=controller native=native/python \
+	    wire=proto/wire v1=$(NATIVE)/generated/frostline/v1; do \
+	        ln -sfn "../../$${link#*=}" "$${link%%=*}"; done
+
+# ---- Test -------------------------------------------------------------------------------------------------------
+
+build/asan build/tsan: build/%:
+	@cmake -S native -B $@ -G Ninja -DCMAKE_C_COMPILER=clang \
+	    -DFL_SANITIZE=$(if $(filter asan,$*),address,thread) >/dev/null
+
+.PHONY: test-c test-asan test-tsan
+test-c: build
+	@echo '== C tests =='
+	@ctest --test-dir $(NATIVE) $(CTEST_FLAGS)
+
+test-asan test-tsan: test-%: deps build/%
+	@echo '== C tests under $(if $(filter asan,$*),ASan and UBSan,TSan) =='
+	@cmake --build build/$* --parallel $(JOBS) -- --quiet | { grep -v 'no work to do' || true; }
+	@ctest --test-dir build/$* $(CTEST_FLAGS)
+
+.PHONY: test-unit test-system test-chaos soak
+test-unit: build
+	@$(PYTEST) $(PYTEST_FLAGS) tests/unit
+
+test-system: build guest
+	@$(PYTEST) $(PYTEST_FLAGS) tests/system
+
+test-chaos: build guest
+	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
+
+soak: build guest
+	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos $(SOAK_FLAGS) --soak-seconds $(SOAK_SECONDS) \
+	    --timeout $$(( $(SOAK_SECONDS) + 900 ))
+
+.PHONY: test
+test: build guest test-c test-asan test-tsan
+	@echo '== C tests passed: plain, ASan+UBSan, TSan; now unit, system and chaos =='
+	@$(PYTEST) $(PYTEST_FLAGS) tests/unit tests/system tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
+
+# ---- Show -------------------------------------------------------------------------------------------------------
+
+.PHONY: demo bench
+demo: build guest
+	@$(PYTHON) -m tests.demo
+
+bench: build
+	@$(PYTHON) -m tests.bench
+
+# ---- Form -------------------------------------------------------------------------------------------------------
+
+.PHONY: lint lint-python lint-types lint-c lint-proto
+lint: lint-python lint-types lint-c lint-proto
+	@echo 'lint: clean'
+
+lint-python: build
+	@echo 'lint: ruff'
+	@$(VENV)/bin/ruff check --quiet $(PYTHON_FOLDERS)
+	@$(VENV)/bin/ruff format --check --quiet $(PYTHON_FOLDERS) || \
+	    { $(VENV)/bin/ruff format --check $(PYTHON_FOLDERS); exit 1; }
+
+lint-types: build
+	@echo 'lint: mypy'
+	@$(VENV)/bin/mypy --no-error-summary -p frostline.agent -p frostline.controller -p frostline.native \
+	    -p frostline.wire
+	@$(VENV)/bin/mypy --no-error-summary tests native/cmake deploy/bootstrap
+
+lint-c: build
+	@echo 'lint: clang-format'
+	@$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
+
+lint-proto: build
+	@echo 'lint: buf'
+	@$(VENV)/bin/buf lint proto
+	@.ci/buf-breaking $(VENV)/bin/buf
+
+.PHONY: format
+format: build
+	@$(VENV)/bin/ruff check --quiet --fix $(PYTHON_FOLDERS) || true
+	@$(VENV)/bin/ruff format --quiet $(PYTHON_FOLDERS)
+	@$(VENV)/bin/clang-format -i $(C_FILES)
+	@$(VENV)/bin/buf format -w proto
+
+.PHONY: clean distclean
+clean:
+	rm -rf build dist typings demo-report.json bench-report.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(PYTHON_FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
