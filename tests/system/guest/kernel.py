@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest kernel: this machine's own Debian release's cloud kernel, taken through its apt and never installed."""
+
+import gzip
+import json
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cache import cache_folder, cache_lock, write_atomically
+from .errors import GuestError
+
+_META_PACKAGE = "linux-image-cloud-amd64"
+_QUERY_LIMIT_SECONDS = 60
+_DOWNLOAD_LIMIT_SECONDS = 300
+# In the order in which they must be loaded; those a kernel has built in are simply not there.
+_MODULES = ("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_balloon")
+
+
+@dataclass(frozen=True)
+class GuestKernel:
+    """A kernel in the cache: its image and the modules (in loading order) for the initramfs."""
+
+    package: str
+    image: Path
+    modules: tuple[Path, ...]
+
+
+def _run(command: list[str], limit_seconds: int, folder: Path | None = None) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit_seconds,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise GuestError(
+            f"cannot get a guest kernel: {command[0]} is not there; this needs a Debian 12 or 13 machine"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise GuestError(f"{' '.join(command)}: not done after {limit_seconds} s; is the package mirror up?") from error
+    if done.returncode != 0:
+        raise GuestError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()[-1000:]}")
+    return done.stdout
+
+
+def _dependencies(package: str) -> list[str]:
+    shown = _run(["apt-cache", "--no-all-versions", "show", package], _QUERY_LIMIT_SECONDS)
+    listed = re.search(r"^Depends: (.*)$", shown, re.MULTILINE)
+    return re.findall(r"(?:^|, )([a-z0-9.+-]+)", listed.group(1)) if listed else []
+
+
+def _resolve() -> list[str]:
+    """The newest cloud kernel's packages: its image, and what a split packaging keeps beside it."""
+    images = [name for name in _dependencies(_META_PACKAGE) if name.startswith("linux-image-")]
+    if not images:
+        raise GuestError(f"apt knows no dependency of {_META_PACKAGE}; run apt-get update, or use Debian 12 or 13 on amd64")
+    beside = [name for name in _dependencies(images[0]) if re.match(r"linux-(binary|modules)-.*cloud-amd64", name)]
+    return [images[0], *beside]
+
+
+def _download(packages: list[str], folder: Path) -> None:
+    # As root apt would fetch as user _apt, who cannot write here, and warns about it.
+    options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+    _run(["apt-get", *options, "download", *packages], _DOWNLOAD_LIMIT_SECONDS, folder)
+
+
+def _resolve_and_download(folder: Path) -> str:
+    """Returns the image package's name. An index older than the mirror is brought up to date once."""
+    try:
+        packages = _resolve()
+        _download(packages, folder)
+    except GuestError:
+        if os.geteuid() != 0:
+            raise
+        _run(["apt-get", "update"], _DOWNLOAD_LIMIT_SECONDS)
+        packages = _resolve()
+        _download(packages, folder)
+    return packages[0]
+
+
+def _plain_module(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(content)
+    return gzip.decompress(content) if path.suffix == ".gz" else content
+
+
+def _collect(tree: Path, package: str, cache: Path) -> GuestKernel:
+    images = sorted(tree.rglob("vmlinuz-*"))
+    if not images:
+        raise GuestError(f"package {package} holds no vmlinuz; unpacked it has {sorted(p.name for p in tree.iterdir())}")
+    version = images[0].name.removeprefix("vmlinuz-")
+    target = cache / f"kernel-{version}"
+    target.mkdir(exist_ok=True)
+    write_atomically(target / "vmlinuz", images[0].read_bytes())
+    modules = []
+    for name in _MODULES:
+        for found in sorted(tree.rglob(f"{name}.ko*"))[:1]:
+            modules.append(target / f"{name}.ko")
+            write_atomically(modules[-1], _plain_module(found))
+    return GuestKernel(package, target / "vmlinuz", tuple(modules))
+
+
+def _from_stamp(stamp: Path) -> GuestKernel | None:
+    try:
+        kept = json.loads(stamp.read_text())
+        kernel = GuestKernel(
+            kept["package"],
+            stamp.parent / kept["image"],
+            tuple(stamp.parent / name for name in kept["modules"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kernel if all(path.is_file() for path in (kernel.image, *kernel.modules)) else None
+
+
+def guest_kernel(refresh: bool = False) -> GuestKernel:
+    """The cached guest kernel; fetched if there is none, or anew with ``refresh``. Raises GuestError."""
+    stamp = cache_folder() / "kernel.json"
+    kernel = None if refresh else _from_stamp(stamp)
+    if kernel is not None:
+        return kernel
+    with cache_lock() as cache:
+        kernel = None if refresh else _from_stamp(stamp)  # somebody else may have made it meanwhile
+        if kernel is not None:
+            return kernel
+        work = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache))
+        try:
+            package = _resolve_and_download(work)
+            tree = work / "tree"
+            for archive in sorted(work.glob("*.deb")):
+                _run(["dpkg", "-x", str(archive), str(tree)], _QUERY_LIMIT_SECONDS)
+            kernel = _collect(tree, package, cache)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        record = {
+            "package": kernel.package,
+            "image": str(kernel.image.relative_to(cache)),
+            "modules": [str(path.relative_to(cache)) for path in kernel.modules],
+        }
+        write_atomically(stamp, json.dumps(record, indent=1).encode() + b"\n")
+        return kernel

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting and ending one QEMU process, with its console and its control connection."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from .config import GuestConfig
+from .console import Console
+from .errors import GuestError
+from .initramfs import guest_initramfs
+from .kernel import guest_kernel
+from .qmp import QmpClient
+
+_QUIT_LIMIT_SECONDS = 5
+_KILL_LIMIT_SECONDS = 20
+_STDERR_SHOWN_BYTES = 2000
+
+
+class QemuProcess:
+    """A running QEMU. Start it from the main thread: it ends with the thread that started it.
+
+    Console and control are connected socket pairs, so there is no path to be too long, to be in the way or to
+    be out of reach for the user that QEMU runs as. Files kept in `folder`: console.log, qemu.log.
+    """
+
+    def __init__(self, config: GuestConfig, accelerator: str, folder: Path) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise GuestError("start a guest from the main thread: QEMU is told to end with the thread that started it")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "qemu.log"
+        self._files: Path | None = None
+        kernel = guest_kernel()
+        image, initramfs = kernel.image, guest_initramfs(kernel)
+        launcher = ["setpriv", "--pdeathsig", "KILL"]
+        if config.run_as_nobody:
+            # Who it runs as before QEMU's first instruction: all of its threads and files are nobody's.
+            launcher += ["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+            image, initramfs = self._copies_for_nobody(image, initramfs)
+        ours, theirs = zip(socket.socketpair(), socket.socketpair(), strict=True)
+        command = config.arguments(accelerator, image, initramfs, theirs[0].fileno(), theirs[1].fileno())
+        try:
+            with self._log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [*launcher, "--", *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[theirs[0].fileno(), theirs[1].fileno()],
+                    start_new_session=True,  # a ^C at the terminal is for us to act on, in our order
+                )
+        except OSError as error:
+            self._remove_files()
+            raise GuestError(f"cannot start {launcher[0]} for {command[0]}: {error}; install qemu-system-x86") from error
+        finally:
+            for end in theirs:
+                end.close()
+        self.console = Console(ours[0], folder / "console.log")
+        self.qmp = QmpClient(ours[1])
+
+    def _copies_for_nobody(self, *originals: Path) -> list[Path]:
+        """The cache may lie below a folder that nobody cannot enter."""
+        self._files = Path(tempfile.mkdtemp(prefix="frostline-guest-"))
+        self._files.chmod(0o755)
+        copies = []
+        for original in originals:
+            copies.append(self._files / original.name)
+            shutil.copyfile(original, copies[-1])
+            copies[-1].chmod(0o644)
+        return copies
+
+    def _remove_files(self) -> None:
+        if self._files is not None:
+            shutil.rmtree(self._files, ignore_errors=True)
+            self._files = None
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stderr(self) -> str:
+        """The end of what QEMU itself said."""
+        return self._log.read_bytes()[-_STDERR_SHOWN_BYTES:].decode(errors="replace").strip()
+
+    def describe(self) -> str:
+        """State, QEMU's words and the last console lines: what a failure's text should carry."""
+        code = self.process.poll()
+        state = "runs" if code is None else f"ended with {code}"
+        return f"QEMU (pid {self.process.pid}) {state}; its messages: {self.stderr() or 'none'}\n{self.console.last_lines()}"
+
+    def end(self) -> None:
+        """End QEMU: by request, and if it does not follow (vCPUs waiting for pages), by SIGKILL. Never raises."""
+        if self.alive():
+            try:
+                self.qmp.execute("quit", timeout_seconds=_QUIT_LIMIT_SECONDS)
+                self.process.wait(_QUIT_LIMIT_SECONDS)
+            except (GuestError, subprocess.TimeoutExpired):
+                self.process.kill()
+        try:
+            self.process.wait(_KILL_LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.write(2, f"qemu (pid {self.process.pid}) does not end after SIGKILL\n".encode())
+        self.console.close()
+        self.qmp.close()
+        self._remove_files()
