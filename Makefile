@@ -31,6 +31,7 @@ help:
 	@echo 'make bench        the figures, as ratios of one run'
 	@echo 'make soak         writers under eviction and kills, $(SOAK_SECONDS) s (SOAK_SECONDS=)'
 	@echo 'make build        the C library, the pager and the Python package, editable, in $(VENV)'
+	@echo 'make proto        only the generated protobuf package'
 	@echo 'make deps         what the above need: Debian packages and the venv'
 	@echo 'make test-unit test-c test-asan test-tsan test-system test-chaos'
 	@echo 'make format clean distclean'
@@ -56,12 +57,22 @@ $(NATIVE)/editable.stamp: pyproject.toml $(VENV)/frostline-requirements.txt
 	    --no-build-isolation --no-deps --editable .
 	@touch $@
 
+SITE = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+
 .PHONY: build
 build: deps
 	@$(MAKE) --silent --no-print-directory $(NATIVE)/editable.stamp
 	@cmake --build $(NATIVE) --parallel $(JOBS) -- --quiet | { grep -v 'no work to do' || true; }
-	@cmake --install $(NATIVE) --component python \
-	    --prefix "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" >/dev/null
+	@cmake --install $(NATIVE) --component python --prefix "$(SITE)" >/dev/null
+	@cmake --install $(NATIVE) --component protobuf --prefix "$(SITE)" >/dev/null
+	@$(MAKE) --silent --no-print-directory typings
+
+# Only frostline.v1, for when nothing but a .proto has changed.
+.PHONY: proto
+proto: deps
+	@$(MAKE) --silent --no-print-directory $(NATIVE)/editable.stamp
+	@cmake --build $(NATIVE) --target fl_protobuf -- --quiet | { grep -v 'no work to do' || true; }
+	@cmake --install $(NATIVE) --component protobuf --prefix "$(SITE)" >/dev/null
 	@$(MAKE) --silent --no-print-directory typings
 
 # mypy does not follow an editable install: these links show it the package as it will be.
@@ -122,29 +133,29 @@ bench: build
 lint: lint-python lint-types lint-c lint-proto
 	@echo 'lint: clean'
 
-lint-python: build
+lint-python: deps
 	@echo 'lint: ruff'
 	@$(VENV)/bin/ruff check --quiet $(PYTHON_FOLDERS)
 	@$(VENV)/bin/ruff format --check --quiet $(PYTHON_FOLDERS) || \
 	    { $(VENV)/bin/ruff format --check $(PYTHON_FOLDERS); exit 1; }
 
-lint-types: build
+lint-types: proto
 	@echo 'lint: mypy'
 	@$(VENV)/bin/mypy --no-error-summary -p frostline.agent -p frostline.controller -p frostline.native \
 	    -p frostline.wire
 	@$(VENV)/bin/mypy --no-error-summary tests native/cmake deploy/bootstrap
 
-lint-c: build
+lint-c: deps
 	@echo 'lint: clang-format'
 	@$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
-lint-proto: build
+lint-proto: deps
 	@echo 'lint: buf'
 	@$(VENV)/bin/buf lint proto
 	@.ci/buf-breaking $(VENV)/bin/buf
 
 .PHONY: format
-format: build
+format: deps
 	@$(VENV)/bin/ruff check --quiet --fix $(PYTHON_FOLDERS) || true
 	@$(VENV)/bin/ruff format --quiet $(PYTHON_FOLDERS)
 	@$(VENV)/bin/clang-format -i $(C_FILES)

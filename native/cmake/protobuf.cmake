@@ -15,4 +15,4 @@ add_custom_command(
   DEPENDS ${fl_protos} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/protobuf.py
   COMMENT "protobuf modules" VERBATIM)
 add_custom_target(fl_protobuf ALL DEPENDS ${fl_stamp})
-install(DIRECTORY ${fl_generated}/frostline/ DESTINATION frostline COMPONENT python)
+install(DIRECTORY ${fl_generated}/frostline/ DESTINATION frostline COMPONENT protobuf)
