@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a VMM and at the kernel without touching either."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from frostline.native.binding import check, ffi, lib, text
+from frostline.native.constants import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A run of guest RAM: VMM addresses, and where they lie in the memfd. Bytes, but for ``first_page``."""
+
+    vmm_addr: int
+    length: int
+    file_offset: int
+    inode: int
+    first_page: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found about one VMM. ``detail`` is a sentence for people."""
+
+    refusal: Refusal
+    regions: tuple[Region, ...]
+    memory_bytes: int
+    start_time_ticks: int
+    uid: int
+    seccomp_mode: int
+    served_by_pid: int
+    has_vault: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFeatures:
+    """What this kernel allows this process, found by trying; ``raw_features`` is uffdio_api.features."""
+
+    userfaultfd_device: bool
+    userfaultfd_syscall: bool
+    missing_shmem: bool
+    minor_shmem: bool
+    wp_shmem: bool
+    poison: bool
+    move: bool
+    rwp: bool
+    events: bool
+    pagemap_scan: bool
+    idle_page_tracking: bool
+    damon_vaddr: bool
+    ptrace_seccomp_filter: bool
+    raw_features: int
+
+
+def library_version() -> str:
+    """Version of the C library, e.g. ``0.1.0``."""
+    return text(lib.fl_version())
+
+
+def inspect(pid: int) -> Inspection:
+    """Look at a process; a refusal is an answer, not an error. Reads all of /proc: call it off the event loop."""
+    out = ffi.new("struct fl_inspection *")
+    check(lib.fl_inspect(pid, out), f"cannot inspect process {pid}")
+    regions = tuple(
+        Region(
+            vmm_addr=region.vmm_addr,
+            length=region.length,
+            file_offset=region.file_offset,
+            inode=region.inode,
+            first_page=region.first_page,
+        )
+        for region in out.regions[0 : out.region_count]
+    )
+    return Inspection(
+        refusal=Refusal(out.refusal),
+        regions=regions,
+        memory_bytes=out.memory_bytes,
+        start_time_ticks=out.start_time_ticks,
+        uid=out.uid,
+        seccomp_mode=out.seccomp_mode,
+        served_by_pid=out.served_by_pid,
+        has_vault=bool(out.has_vault),
+        detail=text(out.detail),
+    )
+
+
+def probe_kernel() -> KernelFeatures:
+    """Try this kernel's features with throwaway descriptors."""
+    out = ffi.new("struct fl_kernel_features *")
+    check(lib.fl_probe_kernel(out), "cannot probe the kernel")
+    found = {field.name: bool(getattr(out, field.name)) for field in fields(KernelFeatures)}
+    found.pop("raw_features")
+    return KernelFeatures(**found, raw_features=out.raw_features)
