@@ -139,8 +139,9 @@ install_packages() {
         resolve_packages || true
         apt-get install "${apt_options[@]}" "${resolved_packages[@]}"
     fi
-    if $redis_is_new && has systemctl; then
-        systemctl disable --quiet redis-server.service >/dev/null 2>&1 || true
+    if $redis_is_new; then
+        update-rc.d redis-server disable >/dev/null 2>&1 || true
+        deb-systemd-helper disable redis-server.service >/dev/null 2>&1 || true
     fi
 }
 
