@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The gate: system calls that only the VMM itself can make on its memory (MADV_DONTNEED for the zap tracker),
+ * made by its main thread again and again, in a way that survives the pager's death at any instruction.
+ *
+ * The gate is a piece of the vault that is mapped into the VMM: one page of code, then data. For a run the pager
+ * stops the main thread, writes the calls and all of its registers into a slot of the data, and with one register
+ * write sends the thread into the code, which makes the calls, puts every register back and jumps to where the
+ * thread was. From that one write on the pager is not needed any more; before it, nothing has changed.
+ *
+ * A call may block: MADV_DONTNEED on a range of a userfaultfd with EVENT_REMOVE waits until another thread of the
+ * pager has read the event.
+ */
+#ifndef FL_ATTACH_GATE_H
+#define FL_ATTACH_GATE_H
+
+#include "attach/attach.h"
+
+#define FL_GATE_CODE_BYTES 4096
+#define FL_GATE_DATA_BYTES 65536
+#define FL_GATE_BYTES (FL_GATE_CODE_BYTES + FL_GATE_DATA_BYTES)
+#define FL_GATE_CALLS_MAX 16
+
+struct fl_gate_call {
+    uint64_t nr;
+    uint64_t args[6];
+    int64_t result; /* what the kernel returned: negative errno on failure */
+};
+
+struct fl_gate;
+
+/*
+ * `gate_local` is this process' own shared, writable mapping of the gate in the vault (FL_GATE_BYTES). Returns
+ * -EPROTO when the gate's code is another build's, -ESTALE when the VMM is another one, -ESRCH when it ended.
+ */
+int fl_gate_open(int pid, void *gate_local, const struct fl_attachment *attachment, struct fl_gate **out);
+void fl_gate_close(struct fl_gate *gate);
+
+/*
+ * Make `count` calls in the VMM, in order, and fill in their results. `*stop_ns` is how long the main thread was
+ * stopped, `*busy_ns` how long it was away from its own work, stop included; either may be NULL. One run at a
+ * time (callers are serialised). Returns
+ *   0           all calls were made
+ *   -EBUSY      nothing was done: traced by somebody else, paused by a signal, did not stop in 5 ms, an
+ *               earlier run has not ended, or not a good moment; try again later
+ *   -ETIMEDOUT  the calls were handed over, but did not end within `timeout_ns`; they will be made, and runs
+ *               until then answer -EBUSY
+ *   -ESRCH      the VMM has ended
+ *   other       the system's negative errno; nothing was done
+ */
+int fl_gate_run(struct fl_gate *gate, struct fl_gate_call *calls, uint32_t count, uint64_t timeout_ns,
+                uint64_t *stop_ns, uint64_t *busy_ns);
+
+#endif
