@@ -82,8 +82,8 @@ uint64_t fl_pool_trim(struct fl_pool *pool);
 
 /*
  * The object of `page` has been copied: make the page table name new_handle where it names old_handle, and say
- * whether that was done (false: the page was loaded, freed or claimed meanwhile). Called without locks held; it
- * must not call the pool.
+ * whether that was done (false: the page was loaded, freed or claimed meanwhile). `page` comes from the vault:
+ * check its range. Called without locks held; it must not call the pool.
  */
 typedef bool (*fl_relocate_fn)(void *context, uint64_t page, uint64_t old_handle, uint64_t new_handle);
 
