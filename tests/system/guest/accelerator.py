@@ -55,7 +55,7 @@ def kvm_works() -> bool:
 
 
 def choose_accelerator(config: GuestConfig) -> str:
-    """"kvm" where it works for the user that this guest runs as, else "tcg"; or what the configuration asks for."""
+    """What this guest is to run under: KVM where that works for its user, else TCG; or what its configuration says."""
     if config.accelerator != "auto":
         return config.accelerator
     if config.run_as_nobody and _DEVICE.exists():

@@ -4,7 +4,7 @@
 import uuid
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Backend = Literal["memfd", "ram"]
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -19,6 +19,7 @@ _KERNEL_BASE = (
     "nosoftlockup",  # an emulated CPU waiting for its pages is no news
     "rcupdate.rcu_cpu_stall_suppress=1",
     "no_timer_check",
+    "swiotlb=noforce",  # 64 MiB of bounce buffers where memory may be plugged in above 4 GiB
 )
 # What the guest's own kernel and this harness's init need beside what is filled, measured with some to spare.
 _KERNEL_MIB = 104
@@ -80,9 +81,9 @@ class GuestConfig:
             return self.workload.mib
         return max(16, min(self.memory_mib * 4 // 5, self.memory_mib - _KERNEL_MIB))
 
-    def memory_object(self, identity: str, size_mib: int) -> dict[str, object]:
+    def memory_object(self, identity: str, size_mib: int) -> dict[str, Any]:
         """The memory backend of one region, as QMP's object-add takes it."""
-        described: dict[str, object] = {
+        described: dict[str, Any] = {
             "qom-type": f"memory-backend-{self.backend}",
             "id": identity,
             "size": size_mib << 20,
@@ -97,7 +98,8 @@ class GuestConfig:
             memory += f",slots={self.hotplug_slots},maxmem={self.max_memory_mib or self.memory_mib + 4096}M"
         described = self.memory_object("ram0", self.memory_mib)
         kind = str(described.pop("qom-type"))
-        options = [f"{key}={('off', 'on')[value] if isinstance(value, bool) else value}" for key, value in described.items()]
+        named = {True: "on", False: "off"}
+        options = [f"{key}={named[value] if isinstance(value, bool) else value}" for key, value in described.items()]
         return ["-m", memory, "-object", ",".join([kind, *options])]
 
     def kernel_command_line(self) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's end of the guest's serial console: keeps every line, and the latest of what the workload said."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -133,9 +134,7 @@ class Console:
             raise GuestError(f"cannot send {line!r} to the guest's console: {error}\n{self.last_lines()}") from error
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # QEMU may have gone first
             self._connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # QEMU has gone first
         self._thread.join(timeout=5)
         self._connection.close()

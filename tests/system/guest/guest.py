@@ -118,7 +118,7 @@ class Guest:
             return status is not None and wanted(status)
 
         if not console.wait(ready, timeout):
-            raise GuestError(f"waited {timeout:g} s for {what or 'a status'} in vain; {self.describe()}")
+            raise GuestError(f"waited (at most {timeout:g} s) for {what or 'a status'} in vain; {self.describe()}")
         return self.status()
 
     def wait_booted(self, timeout: float = 60) -> None:
@@ -213,7 +213,7 @@ class Guest:
         identity = f"plugged{self._plugged}"
         self._plugged += 1
         described = self.config.memory_object(identity, mib)
-        self._started().qmp.execute("object-add", **{str(key): value for key, value in described.items()})
+        self.qmp("object-add", **described)
         self.qmp("device_add", driver="pc-dimm", id=f"dimm-{identity}", memdev=identity)
         self._memory_mib += mib
         wanted_kib = before_kib + mib * 1024 * 9 // 10  # a little goes into the guest's own page descriptors

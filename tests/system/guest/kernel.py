@@ -18,8 +18,8 @@ from .errors import GuestError
 _META_PACKAGE = "linux-image-cloud-amd64"
 _QUERY_LIMIT_SECONDS = 60
 _DOWNLOAD_LIMIT_SECONDS = 300
-# In the order in which they must be loaded; those a kernel has built in are simply not there.
-_MODULES = ("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_balloon")
+# With what they depend on; those a kernel has built in are simply not there.
+_MODULES = ("virtio_pci", "virtio_balloon")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _resolve() -> list[str]:
     """The newest cloud kernel's packages: its image, and what a split packaging keeps beside it."""
     images = [name for name in _dependencies(_META_PACKAGE) if name.startswith("linux-image-")]
     if not images:
-        raise GuestError(f"apt knows no dependency of {_META_PACKAGE}; run apt-get update, or use Debian 12 or 13 on amd64")
+        raise GuestError(f"apt knows no image for {_META_PACKAGE}; run apt-get update; this needs Debian on amd64")
     beside = [name for name in _dependencies(images[0]) if re.match(r"linux-(binary|modules)-.*cloud-amd64", name)]
     return [images[0], *beside]
 
@@ -96,20 +96,36 @@ def _plain_module(path: Path) -> bytes:
     return gzip.decompress(content) if path.suffix == ".gz" else content
 
 
+def _modules_in_loading_order(tree: Path) -> dict[str, bytes]:
+    # depmod's list is made when a package is installed; a module names what it needs in its .modinfo section.
+    loaded: dict[str, bytes] = {}
+
+    def load(name: str) -> None:
+        for found in sorted(tree.rglob(f"{name}.ko*"))[:1]:
+            content = _plain_module(found)
+            needed = re.search(rb"\0depends=([^\0]*)\0", content)
+            for other in filter(None, needed.group(1).decode().split(",") if needed else []):
+                if other not in loaded:
+                    load(other)
+            loaded[name] = content
+
+    for name in _MODULES:
+        load(name)
+    return loaded
+
+
 def _collect(tree: Path, package: str, cache: Path) -> GuestKernel:
     images = sorted(tree.rglob("vmlinuz-*"))
     if not images:
-        raise GuestError(f"package {package} holds no vmlinuz; unpacked it has {sorted(p.name for p in tree.iterdir())}")
+        raise GuestError(f"package {package} holds no vmlinuz but {sorted(path.name for path in tree.iterdir())}")
     version = images[0].name.removeprefix("vmlinuz-")
     target = cache / f"kernel-{version}"
     target.mkdir(exist_ok=True)
     write_atomically(target / "vmlinuz", images[0].read_bytes())
-    modules = []
-    for name in _MODULES:
-        for found in sorted(tree.rglob(f"{name}.ko*"))[:1]:
-            modules.append(target / f"{name}.ko")
-            write_atomically(modules[-1], _plain_module(found))
-    return GuestKernel(package, target / "vmlinuz", tuple(modules))
+    modules = _modules_in_loading_order(tree)
+    for name, content in modules.items():
+        write_atomically(target / f"{name}.ko", content)
+    return GuestKernel(package, target / "vmlinuz", tuple(target / f"{name}.ko" for name in modules))
 
 
 def _from_stamp(stamp: Path) -> GuestKernel | None:

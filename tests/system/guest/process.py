@@ -18,6 +18,7 @@ from .qmp import QmpClient
 
 _QUIT_LIMIT_SECONDS = 5
 _KILL_LIMIT_SECONDS = 20
+_ENDING_LIMIT_SECONDS = 2
 _STDERR_SHOWN_BYTES = 2000
 
 
@@ -39,7 +40,8 @@ class QemuProcess:
         launcher = ["setpriv", "--pdeathsig", "KILL"]
         if config.run_as_nobody:
             # Who it runs as before QEMU's first instruction: all of its threads and files are nobody's.
-            launcher += ["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+            launcher += ["--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+            launcher += ["--inh-caps=-all", "--bounding-set=-all"]
             image, initramfs = self._copies_for_nobody(image, initramfs)
         ours, theirs = zip(socket.socketpair(), socket.socketpair(), strict=True)
         command = config.arguments(accelerator, image, initramfs, theirs[0].fileno(), theirs[1].fileno())
@@ -55,7 +57,7 @@ class QemuProcess:
                 )
         except OSError as error:
             self._remove_files()
-            raise GuestError(f"cannot start {launcher[0]} for {command[0]}: {error}; install qemu-system-x86") from error
+            raise GuestError(f"cannot start {launcher[0]}: {error}; install util-linux") from error
         finally:
             for end in theirs:
                 end.close()
@@ -87,9 +89,14 @@ class QemuProcess:
 
     def describe(self) -> str:
         """State, QEMU's words and the last console lines: what a failure's text should carry."""
-        code = self.process.poll()
+        try:
+            # A console that has just closed is QEMU about to end.
+            code = self.process.wait(_ENDING_LIMIT_SECONDS if self.console.closed else 0)
+        except subprocess.TimeoutExpired:
+            code = None
         state = "runs" if code is None else f"ended with {code}"
-        return f"QEMU (pid {self.process.pid}) {state}; its messages: {self.stderr() or 'none'}\n{self.console.last_lines()}"
+        said = f"QEMU (pid {self.process.pid}) {state}; its messages: {self.stderr() or 'none'}"
+        return f"{said}\n{self.console.last_lines()}"
 
     def end(self) -> None:
         """End QEMU: by request, and if it does not follow (vCPUs waiting for pages), by SIGKILL. Never raises."""

@@ -15,16 +15,16 @@
 #include "content.h"
 
 struct area {
-	struct content_mix mix;
-	uint8_t *base;
-	_Atomic uint32_t *entries;     /* bit 31: locked; below: generation, 0 = not filled */
-	uint64_t reserved_pages;       /* address space, not memory */
-	_Atomic uint64_t active_pages; /* pages [0, active) are filled */
-	_Atomic uint64_t filled_pages; /* the same, counted while a fill is going on */
-	_Atomic uint64_t checked_pages;
-	_Atomic uint64_t writes;
-	_Atomic uint64_t errors;
-	_Atomic uint64_t slowest_ns; /* longest time one page took to be read, since last taken */
+    struct content_mix mix;
+    uint8_t *base;
+    _Atomic uint32_t *entries;     /* bit 31: locked; below: generation, 0 = not filled */
+    uint64_t reserved_pages;       /* address space, not memory */
+    _Atomic uint64_t active_pages; /* pages [0, active) are filled */
+    _Atomic uint64_t filled_pages; /* the same, counted while a fill is going on */
+    _Atomic uint64_t checked_pages;
+    _Atomic uint64_t writes;
+    _Atomic uint64_t errors;
+    _Atomic uint64_t slowest_ns; /* longest time one page took to be read, since last taken */
 };
 
 /* Reserve address space for `pages` pages; nothing is touched. Ends the program if that fails. */

@@ -11,23 +11,23 @@
 #include <stdint.h>
 
 enum {
-	PAGE_BYTES = 4096,
-	PAGE_WORDS = PAGE_BYTES / 8,
+    PAGE_BYTES = 4096,
+    PAGE_WORDS = PAGE_BYTES / 8,
 };
 
 enum content_kind {
-	CONTENT_ZERO,         /* all zeros */
-	CONTENT_SAME,         /* one 32-bit pattern, never 0, over and over */
-	CONTENT_COMPRESSIBLE, /* about 3:1 under lz4, in short matches as real data has them */
-	CONTENT_RANDOM,       /* does not compress */
+    CONTENT_ZERO,         /* all zeros */
+    CONTENT_SAME,         /* one 32-bit pattern, never 0, over and over */
+    CONTENT_COMPRESSIBLE, /* about 3:1 under lz4, in short matches as real data has them */
+    CONTENT_RANDOM,       /* does not compress */
 };
 
 /* Which share of the pages is of which kind; the rest is compressible. */
 struct content_mix {
-	uint64_t seed;
-	unsigned zero_percent;
-	unsigned same_percent;
-	unsigned random_percent;
+    uint64_t seed;
+    unsigned zero_percent;
+    unsigned same_percent;
+    unsigned random_percent;
 };
 
 /* A well mixed 64-bit hash of `value`. */

@@ -9,23 +9,23 @@
 #include <stdatomic.h>
 
 struct settings {
-	_Atomic long mib;                  /* memory to fill */
-	_Atomic long max_mib;              /* how far `grow` may go (address space only) */
-	_Atomic long seed;                 /* of contents and of every random choice */
-	_Atomic long zero_percent;         /* pages of zeros */
-	_Atomic long same_percent;         /* same-filled pages */
-	_Atomic long random_percent;       /* incompressible pages; the rest is compressible */
-	_Atomic long huge_pages;           /* 1: transparent huge pages wanted; 0: kept away */
-	_Atomic long threads;              /* for fill and verify; 0: one a CPU */
-	_Atomic long interval_ms;          /* between status lines */
-	_Atomic long hot_mib;              /* swept once a second, every byte checked */
-	_Atomic long hot_write_percent;    /* live: how many of those checks rewrite the page */
-	_Atomic long rate;                 /* live: random cold pages checked a second */
-	_Atomic long rewrite_percent;      /* live: how many of those rewrite the page */
-	_Atomic long writers;              /* live: threads that check and write anywhere */
-	_Atomic long writer_rate;          /* live: pages a second, each */
-	_Atomic long writer_write_percent; /* live: how many of those rewrite the page */
-	_Atomic long probe;                /* 1: say so and power off at once */
+    _Atomic long mib;                  /* memory to fill */
+    _Atomic long max_mib;              /* how far `grow` may go (address space only) */
+    _Atomic long seed;                 /* of contents and of every random choice */
+    _Atomic long zero_percent;         /* pages of zeros */
+    _Atomic long same_percent;         /* same-filled pages */
+    _Atomic long random_percent;       /* incompressible pages; the rest is compressible */
+    _Atomic long huge_pages;           /* 1: transparent huge pages wanted; 0: kept away */
+    _Atomic long threads;              /* for fill and verify; 0: one a CPU */
+    _Atomic long interval_ms;          /* between status lines */
+    _Atomic long hot_mib;              /* swept once a second, every byte checked */
+    _Atomic long hot_write_percent;    /* live: how many of those checks rewrite the page */
+    _Atomic long rate;                 /* live: random cold pages checked a second */
+    _Atomic long rewrite_percent;      /* live: how many of those rewrite the page */
+    _Atomic long writers;              /* live: threads that check and write anywhere */
+    _Atomic long writer_rate;          /* live: pages a second, each */
+    _Atomic long writer_write_percent; /* live: how many of those rewrite the page */
+    _Atomic long probe;                /* 1: say so and power off at once */
 };
 
 void settings_default(struct settings *settings);

@@ -12,18 +12,18 @@
 enum work_phase { WORK_FILL, WORK_RUN, WORK_VERIFY, WORK_DONE };
 
 struct work {
-	struct settings *settings;
-	struct area *area;
-	uint64_t hot_pages;
-	_Atomic int phase;
-	_Atomic bool running;         /* hot set, cold checks and writers are on */
-	_Atomic uint64_t round;       /* sweeps over the hot set */
-	_Atomic uint64_t fill_ms;     /* how long the last fill took */
-	_Atomic uint64_t verify_ms;   /* how long the last verification took */
-	_Atomic long jobs_done;       /* number of the last job that is done */
-	_Atomic int job_waiting;      /* enum work_job, 0 = none */
-	_Atomic long job_argument;    /* MiB */
-	_Atomic long job_number;
+    struct settings *settings;
+    struct area *area;
+    uint64_t hot_pages;
+    _Atomic int phase;
+    _Atomic bool running;       /* hot set, cold checks and writers are on */
+    _Atomic uint64_t round;     /* sweeps over the hot set */
+    _Atomic uint64_t fill_ms;   /* how long the last fill took */
+    _Atomic uint64_t verify_ms; /* how long the last verification took */
+    _Atomic long jobs_done;     /* number of the last job that is done */
+    _Atomic int job_waiting;    /* enum work_job, 0 = none */
+    _Atomic long job_argument;  /* MiB */
+    _Atomic long job_number;
 };
 
 enum work_job { WORK_JOB_NONE, WORK_JOB_VERIFY, WORK_JOB_GROW, WORK_JOB_SHRINK };
