@@ -16,8 +16,7 @@ struct fl_codec {
     LZ4_stream_t state;
 };
 
-enum fl_page_kind fl_page_classify(const void *page, uint32_t *pattern)
-{
+enum fl_page_kind fl_page_classify(const void *page, uint32_t *pattern) {
     const uint64_t *words = page;
     uint64_t first = words[0];
 
@@ -37,13 +36,11 @@ enum fl_page_kind fl_page_classify(const void *page, uint32_t *pattern)
     return first ? FL_PAGE_SAME : FL_PAGE_ZERO;
 }
 
-uint64_t fl_page_checksum(const void *page, uint64_t page_index)
-{
+uint64_t fl_page_checksum(const void *page, uint64_t page_index) {
     return XXH3_64bits_withSeed(page, PAGE_BYTES, page_index);
 }
 
-int fl_codec_create(struct fl_codec **out)
-{
+int fl_codec_create(struct fl_codec **out) {
     struct fl_codec *codec = calloc(1, sizeof *codec);
     if (!codec)
         return -ENOMEM;
@@ -51,13 +48,11 @@ int fl_codec_create(struct fl_codec **out)
     return 0;
 }
 
-void fl_codec_destroy(struct fl_codec *codec)
-{
+void fl_codec_destroy(struct fl_codec *codec) {
     free(codec);
 }
 
-uint32_t fl_compress(struct fl_codec *codec, const void *page, void *out, uint32_t limit)
-{
+uint32_t fl_compress(struct fl_codec *codec, const void *page, void *out, uint32_t limit) {
     if (limit > FL_PAYLOAD_MAX)
         limit = FL_PAYLOAD_MAX;
     /* The variant for whole small blocks beats the streaming one, though it clears its 16 KiB of state each time. */
@@ -65,8 +60,7 @@ uint32_t fl_compress(struct fl_codec *codec, const void *page, void *out, uint32
     return length > 0 ? (uint32_t)length : 0;
 }
 
-int fl_decompress(const void *in, uint32_t length, void *page)
-{
+int fl_decompress(const void *in, uint32_t length, void *page) {
     char copy[FL_PAYLOAD_MAX];
 
     if (length == 0 || length > FL_PAYLOAD_MAX)

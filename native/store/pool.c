@@ -13,33 +13,28 @@
 #define CAPACITY_MAX (1ull << 47)
 #define HOST_PAGE_MASK 4095ull
 
-uint64_t fl_pool_map_bytes(uint64_t capacity_bytes)
-{
+uint64_t fl_pool_map_bytes(uint64_t capacity_bytes) {
     uint64_t slabs = capacity_bytes / FL_SLAB_BYTES;
     return (slabs + 63) / 64 * 8;
 }
 
 /* ---- Open and close ---- */
 
-static void *private_array(uint64_t bytes)
-{
+void *pool_private_array(uint64_t bytes) {
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return at == MAP_FAILED ? NULL : at;
 }
 
-static uint64_t populated_bytes(const struct fl_pool *pool)
-{
+static uint64_t populated_bytes(const struct fl_pool *pool) {
     return (pool->slab_count + 63ull) / 64 * 8;
 }
 
-static uint64_t slabs_bytes(const struct fl_pool *pool)
-{
+static uint64_t slabs_bytes(const struct fl_pool *pool) {
     return (uint64_t)pool->slab_count * sizeof(struct slab);
 }
 
 /* Slabs that a predecessor left are neither readable nor reused until the rebuild has looked at them. */
-static void adopt_map(struct fl_pool *pool)
-{
+static void adopt_map(struct fl_pool *pool) {
     for (uint32_t word = 0; word * 64ull < pool->slab_count; word++) {
         uint64_t bits = atomic_load_explicit(&pool->slab_map[word], memory_order_relaxed);
         if (pool->slab_count - word * 64ull < 64)
@@ -54,8 +49,7 @@ static void adopt_map(struct fl_pool *pool)
 }
 
 int fl_pool_open(void *base, uint64_t capacity_bytes, int vault_fd, uint64_t pool_file_offset, void *slab_map,
-                 uint64_t limit_bytes, struct fl_pool **out)
-{
+                 uint64_t limit_bytes, struct fl_pool **out) {
     if (!base || !slab_map || (uintptr_t)base & HOST_PAGE_MASK || pool_file_offset & HOST_PAGE_MASK ||
         (uintptr_t)slab_map & 7 || capacity_bytes < CAPACITY_MIN || capacity_bytes > CAPACITY_MAX)
         return -EINVAL;
@@ -72,8 +66,8 @@ int fl_pool_open(void *base, uint64_t capacity_bytes, int vault_fd, uint64_t poo
     pool->evacuating = SLAB_NONE;
     pool->empty_head = SLAB_NONE;
     memset(pool->heads, 0xff, sizeof pool->heads);
-    pool->slabs = private_array(slabs_bytes(pool));
-    pool->populated = private_array(populated_bytes(pool));
+    pool->slabs = pool_private_array(slabs_bytes(pool));
+    pool->populated = pool_private_array(populated_bytes(pool));
     /* Adaptive: the holder is out in tens of nanoseconds, so spin a little before asking the kernel to wait. */
     pthread_mutexattr_t attributes;
     pthread_mutexattr_init(&attributes);
@@ -92,22 +86,22 @@ int fl_pool_open(void *base, uint64_t capacity_bytes, int vault_fd, uint64_t poo
     return 0;
 }
 
-void fl_pool_close(struct fl_pool *pool)
-{
+void fl_pool_close(struct fl_pool *pool) {
     if (!pool)
         return;
     if (pool->slabs)
         munmap(pool->slabs, slabs_bytes(pool));
     if (pool->populated)
         munmap(pool->populated, populated_bytes(pool));
+    if (pool->marks)
+        munmap(pool->marks, pool->slab_count * sizeof pool->marks[0]);
     pthread_mutex_destroy(&pool->lock);
     free(pool);
 }
 
 /* ---- Objects ---- */
 
-bool object_locate(const struct fl_pool *pool, uint64_t handle, struct object_place *out)
-{
+bool object_locate(const struct fl_pool *pool, uint64_t handle, struct object_place *out) {
     if (handle >= FL_HANDLE_END)
         return false;
     uint64_t slab = handle >> (SLAB_SHIFT - 3);
@@ -126,17 +120,15 @@ bool object_locate(const struct fl_pool *pool, uint64_t handle, struct object_pl
     return true;
 }
 
-void object_write(struct fl_object *object, uint64_t page, uint64_t checksum, const void *payload, uint32_t length)
-{
+void object_write(struct fl_object *object, uint64_t page, uint64_t checksum, const void *payload, uint32_t length) {
     object->checksum = checksum;
     memcpy(object->payload, payload, length);
-    object_tail_store(object, (union object_tail){
-                                  .page = (uint32_t)page, .length = (uint16_t)length, .magic = OBJECT_MAGIC});
+    object_tail_store(object,
+                      (union object_tail){.page = (uint32_t)page, .length = (uint16_t)length, .magic = OBJECT_MAGIC});
 }
 
 int fl_pool_put(struct fl_pool *pool, uint64_t page, uint64_t checksum, const void *payload, uint32_t length,
-                uint64_t *handle)
-{
+                uint64_t *handle) {
     if (page > UINT32_MAX || length == 0 || length > FL_PAYLOAD_MAX)
         return -EINVAL;
     uint32_t class_index = fl_slab_class_for(length);
@@ -160,8 +152,7 @@ int fl_pool_put(struct fl_pool *pool, uint64_t page, uint64_t checksum, const vo
     return 0;
 }
 
-int fl_pool_get(struct fl_pool *pool, uint64_t handle, const struct fl_object **out)
-{
+int fl_pool_get(struct fl_pool *pool, uint64_t handle, const struct fl_object **out) {
     struct object_place at;
     if (!object_locate(pool, handle, &at))
         return -EBADMSG;
@@ -172,8 +163,7 @@ int fl_pool_get(struct fl_pool *pool, uint64_t handle, const struct fl_object **
     return 0;
 }
 
-int fl_pool_free(struct fl_pool *pool, uint64_t handle)
-{
+int fl_pool_free(struct fl_pool *pool, uint64_t handle) {
     struct object_place at, again;
     if (!object_locate(pool, handle, &at))
         return -EINVAL;
@@ -188,8 +178,7 @@ int fl_pool_free(struct fl_pool *pool, uint64_t handle)
 
 /* ---- Trimming ---- */
 
-uint64_t fl_pool_trim(struct fl_pool *pool)
-{
+uint64_t fl_pool_trim(struct fl_pool *pool) {
     uint64_t given_back = 0;
     for (uint32_t i = 0; i < TRIM_MAX_SLABS; i++) {
         pthread_mutex_lock(&pool->lock);
@@ -210,8 +199,7 @@ uint64_t fl_pool_trim(struct fl_pool *pool)
 
 /* ---- Numbers ---- */
 
-void fl_pool_stats(struct fl_pool *pool, struct fl_pool_stats *out)
-{
+void fl_pool_stats(struct fl_pool *pool, struct fl_pool_stats *out) {
     pthread_mutex_lock(&pool->lock);
     *out = (struct fl_pool_stats){
         .stored_bytes = pool->stored_bytes,
@@ -224,8 +212,7 @@ void fl_pool_stats(struct fl_pool *pool, struct fl_pool_stats *out)
     pthread_mutex_unlock(&pool->lock);
 }
 
-void fl_pool_set_limit(struct fl_pool *pool, uint64_t limit_bytes)
-{
+void fl_pool_set_limit(struct fl_pool *pool, uint64_t limit_bytes) {
     pthread_mutex_lock(&pool->lock);
     pool->limit_bytes = limit_bytes;
     pthread_mutex_unlock(&pool->lock);

@@ -95,8 +95,11 @@ uint32_t fl_pool_compact(struct fl_pool *pool, uint32_t max_objects, fl_relocate
 
 /* ---- After a crash, before any other thread uses the pool ------------------------------------------------- */
 
-/* Forget what is allocated. Slabs with a damaged header are put aside: neither readable nor reused. */
-void fl_pool_rebuild_begin(struct fl_pool *pool);
+/*
+ * Forget what is allocated. Slabs with a damaged header are put aside: neither readable nor reused. -ENOMEM: no room
+ * for the marks; nothing changed.
+ */
+int fl_pool_rebuild_begin(struct fl_pool *pool);
 /*
  * The page table names this object. Reads nothing of the object itself: its page and checksum are checked on load.
  * -EBADMSG: no such slot, or the slab is damaged; -EEXIST: another entry named this slot before. A handle that was

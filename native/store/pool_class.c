@@ -16,13 +16,11 @@ uint32_t fl_slab_class_count;
 static uint8_t class_by_eighth[SLOT_MAX_BYTES / 8 + 1];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static uint32_t slot_bytes_of(uint32_t slots)
-{
+static uint32_t slot_bytes_of(uint32_t slots) {
     return (FL_SLAB_BYTES - SLAB_HEADER_BYTES) / slots & ~7u;
 }
 
-static void make_classes(void)
-{
+static void make_classes(void) {
     uint32_t slots = (FL_SLAB_BYTES - SLAB_HEADER_BYTES) / SLOT_MAX_BYTES;
     uint32_t count = 0;
 
@@ -53,12 +51,10 @@ static void make_classes(void)
             class_by_eighth[eighth] = (uint8_t)c;
 }
 
-void fl_slab_classes_init(void)
-{
+void fl_slab_classes_init(void) {
     pthread_once(&once, make_classes);
 }
 
-uint32_t fl_slab_class_for(uint32_t payload_bytes)
-{
+uint32_t fl_slab_class_for(uint32_t payload_bytes) {
     return class_by_eighth[(payload_bytes + (uint32_t)sizeof(struct fl_object) + 7) / 8];
 }

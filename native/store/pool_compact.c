@@ -13,15 +13,13 @@
 #define CANDIDATES_MAX 16 /* looked at for the emptiest of a list: the lock is held */
 
 /* Empty slabs are trimming's business. Lock held. */
-static bool wasteful(const struct fl_pool *pool)
-{
+static bool wasteful(const struct fl_pool *pool) {
     uint64_t held = (pool->populated_count - pool->empty_count - pool->aside_count) * FL_SLAB_BYTES;
     return held > pool->stored_bytes + pool->stored_bytes / 10 + WASTE_FLOOR_BYTES;
 }
 
 /* Emptiest partial slab of a class among the first of its lowest list, or SLAB_NONE. Lock held. */
-static uint32_t emptiest_of(const struct fl_pool *pool, uint32_t class_index)
-{
+static uint32_t emptiest_of(const struct fl_pool *pool, uint32_t class_index) {
     uint32_t bin = (uint32_t)__builtin_ctz(pool->bins[class_index]);
     uint32_t best = SLAB_NONE;
     uint32_t slab = pool->heads[class_index][bin];
@@ -38,8 +36,7 @@ static uint32_t emptiest_of(const struct fl_pool *pool, uint32_t class_index)
  * The slab that is cheapest to empty: fewest payload bytes to copy, in a class whose other slabs can take them all.
  * Returns SLAB_NONE when no class can spare a slab. Lock held.
  */
-static uint32_t choose_slab(const struct fl_pool *pool, uint32_t *class_index)
-{
+static uint32_t choose_slab(const struct fl_pool *pool, uint32_t *class_index) {
     uint32_t best = SLAB_NONE;
     for (uint32_t c = 0; c < fl_slab_class_count; c++) {
         if (!pool->bins[c] || pool->free_slots[c] < fl_slab_classes[c].slots)
@@ -57,8 +54,7 @@ static uint32_t choose_slab(const struct fl_pool *pool, uint32_t *class_index)
 enum moved { MOVED, MOVED_NOT, MOVED_NO_ROOM };
 
 static enum moved move_object(struct fl_pool *pool, uint32_t slab, uint32_t class_index, uint32_t slot,
-                              fl_relocate_fn relocate, void *context)
-{
+                              fl_relocate_fn relocate, void *context) {
     const struct fl_object *from = slab_object(pool, slab, class_index, slot);
     union object_tail tail = object_tail_load(from);
     uint32_t new_slab, new_slot;
@@ -86,8 +82,7 @@ static enum moved move_object(struct fl_pool *pool, uint32_t slab, uint32_t clas
 
 /* Move up to `max_objects` out of the slab that is being evacuated. */
 static uint32_t evacuate(struct fl_pool *pool, uint32_t slab, uint32_t class_index, uint32_t max_objects,
-                         fl_relocate_fn relocate, void *context)
-{
+                         fl_relocate_fn relocate, void *context) {
     uint32_t slots = fl_slab_classes[class_index].slots;
     uint32_t count = 0;
 
@@ -109,8 +104,7 @@ static uint32_t evacuate(struct fl_pool *pool, uint32_t slab, uint32_t class_ind
     return count;
 }
 
-uint32_t fl_pool_compact(struct fl_pool *pool, uint32_t max_objects, fl_relocate_fn relocate, void *context)
-{
+uint32_t fl_pool_compact(struct fl_pool *pool, uint32_t max_objects, fl_relocate_fn relocate, void *context) {
     uint32_t count = 0;
     while (count < max_objects) {
         uint32_t class_index = 0;

@@ -32,14 +32,14 @@
 #define TRIM_MAX_SLABS 1024u
 
 struct slab_header {
-    uint64_t tag;                   /* slab_tag() when valid; 0: empty */
-    uint32_t class_index;           /* under the tag */
-    _Atomic(uint32_t) tally;        /* slots in use in the low 16 bits, payload bytes in the high 16: see tally() */
-    uint64_t bitmap[BITMAP_WORDS];  /* 1: slot in use; under the pool's lock */
+    uint64_t tag;                  /* slab_tag() when valid; 0: empty */
+    uint32_t class_index;          /* under the tag */
+    _Atomic(uint32_t) tally;       /* slots in use in the low 16 bits, payload bytes in the high 16: see tally() */
+    uint64_t bitmap[BITMAP_WORDS]; /* 1: slot in use; under the pool's lock */
 };
 _Static_assert(sizeof(struct slab_header) <= SLAB_HEADER_BYTES, "slab header outgrew its place");
 _Static_assert(sizeof(struct fl_object) == 16, "object header is part of the vault's format");
-_Static_assert(SLAB_GUARD * FL_SLAB_BYTES > UINT16_MAX, "guard must hold the longest length");
+_Static_assert(SLAB_GUARD *FL_SLAB_BYTES > UINT16_MAX, "guard must hold the longest length");
 
 struct slab_class {
     uint32_t slots;
@@ -58,7 +58,7 @@ enum place {
 struct slab {
     uint32_t next, previous;
     uint16_t used;
-    uint16_t payload_bytes; /* of the objects in it; < 32 KiB */
+    uint16_t payload_bytes;       /* of the objects in it; < 32 KiB */
     _Atomic(uint8_t) class_index; /* + 1; 0: nothing to be read here */
     uint8_t place;
     uint8_t stuck; /* compaction could not empty it; until something in it is freed */
@@ -84,7 +84,9 @@ struct fl_pool {
     uint64_t free_slots[CLASS_MAX]; /* in all slabs of the class */
     uint64_t populated_count, aside_count;
     uint64_t objects, stored_bytes, limit_bytes;
+    uint64_t (*marks)[BITMAP_WORDS]; /* the bitmaps in the making, during a rebuild only */
 };
+void *pool_private_array(uint64_t bytes);
 
 /* ---- Classes (pool_class.c): the same table in every process, made once ---- */
 extern struct slab_class fl_slab_classes[CLASS_MAX];
@@ -94,22 +96,20 @@ void fl_slab_classes_init(void);
 uint32_t fl_slab_class_for(uint32_t payload_bytes);
 
 /* ---- Slabs (pool_slab.c) ---- */
-static inline struct slab_header *slab_header(const struct fl_pool *pool, uint32_t slab)
-{
+static inline struct slab_header *slab_header(const struct fl_pool *pool, uint32_t slab) {
     return (struct slab_header *)(pool->base + ((uint64_t)slab << SLAB_SHIFT));
 }
 
 static inline struct fl_object *slab_object(const struct fl_pool *pool, uint32_t slab, uint32_t class_index,
-                                            uint32_t slot)
-{
+                                            uint32_t slot) {
     return (struct fl_object *)(pool->base + ((uint64_t)slab << SLAB_SHIFT) + SLAB_HEADER_BYTES +
                                 (uint64_t)slot * fl_slab_classes[class_index].slot_bytes);
 }
 
-static inline uint64_t slab_handle(uint32_t slab, uint32_t class_index, uint32_t slot)
-{
+static inline uint64_t slab_handle(uint32_t slab, uint32_t class_index, uint32_t slot) {
     return (((uint64_t)slab << SLAB_SHIFT) + SLAB_HEADER_BYTES +
-            (uint64_t)slot * fl_slab_classes[class_index].slot_bytes) >> 3;
+            (uint64_t)slot * fl_slab_classes[class_index].slot_bytes) >>
+           3;
 }
 
 uint64_t slab_tag(uint32_t slab, uint32_t class_index);
@@ -130,8 +130,7 @@ void slab_keep_empty(struct fl_pool *pool, uint32_t slab);
 void slab_put_aside(struct fl_pool *pool, uint32_t slab);
 
 /* What a slab's header says about its content; one word, so that a kill cannot tear it. Lock held. */
-static inline void slab_store_tally(struct fl_pool *pool, uint32_t slab)
-{
+static inline void slab_store_tally(struct fl_pool *pool, uint32_t slab) {
     const struct slab *at = &pool->slabs[slab];
     atomic_store_explicit(&slab_header(pool, slab)->tally, (uint32_t)at->payload_bytes << 16 | at->used,
                           memory_order_relaxed);
@@ -148,21 +147,18 @@ union object_tail {
     };
 };
 
-static inline union object_tail object_tail_load(const struct fl_object *object)
-{
+static inline union object_tail object_tail_load(const struct fl_object *object) {
     union object_tail tail;
     tail.word = __atomic_load_n((const uint64_t *)(const void *)&object->page, __ATOMIC_RELAXED);
     return tail;
 }
 
-static inline void object_tail_store(struct fl_object *object, union object_tail tail)
-{
+static inline void object_tail_store(struct fl_object *object, union object_tail tail) {
     __atomic_store_n((uint64_t *)(void *)&object->page, tail.word, __ATOMIC_RELEASE);
 }
 
 /* A live object as long as its slot can hold. */
-static inline bool object_tail_valid(union object_tail tail, uint32_t class_index)
-{
+static inline bool object_tail_valid(union object_tail tail, uint32_t class_index) {
     return tail.magic == OBJECT_MAGIC && tail.length != 0 && tail.length <= FL_PAYLOAD_MAX &&
            tail.length + sizeof(struct fl_object) <= fl_slab_classes[class_index].slot_bytes;
 }

@@ -14,8 +14,7 @@
 #define SLAB_MAGIC 0x46726f73746c6e65ull
 #define INTERRUPTED_RETRIES 16
 
-uint64_t slab_tag(uint32_t slab, uint32_t class_index)
-{
+uint64_t slab_tag(uint32_t slab, uint32_t class_index) {
     /* Depends on every bit of its inputs, so that a flipped class or a header in the wrong place shows. */
     uint64_t x = SLAB_MAGIC ^ ((uint64_t)slab << 32 | class_index);
     x = (x ^ x >> 31) * 0x9e3779b97f4a7c15ull;
@@ -25,8 +24,7 @@ uint64_t slab_tag(uint32_t slab, uint32_t class_index)
 
 /* ---- Lists ---- */
 
-static uint32_t *list_head(struct fl_pool *pool, uint32_t slab)
-{
+static uint32_t *list_head(struct fl_pool *pool, uint32_t slab) {
     const struct slab *at = &pool->slabs[slab];
     if (at->place == PLACE_EMPTY)
         return &pool->empty_head;
@@ -35,8 +33,7 @@ static uint32_t *list_head(struct fl_pool *pool, uint32_t slab)
     return NULL;
 }
 
-void slab_take_out(struct fl_pool *pool, uint32_t slab)
-{
+void slab_take_out(struct fl_pool *pool, uint32_t slab) {
     struct slab *at = &pool->slabs[slab];
     uint32_t *head = list_head(pool, slab);
 
@@ -55,8 +52,7 @@ void slab_take_out(struct fl_pool *pool, uint32_t slab)
     at->place = PLACE_OUT;
 }
 
-static void list_put(struct fl_pool *pool, uint32_t slab, uint8_t place)
-{
+static void list_put(struct fl_pool *pool, uint32_t slab, uint8_t place) {
     struct slab *at = &pool->slabs[slab];
     at->place = place;
     uint32_t *head = list_head(pool, slab);
@@ -74,8 +70,7 @@ static void list_put(struct fl_pool *pool, uint32_t slab, uint8_t place)
         pool->bins[atomic_load_explicit(&at->class_index, memory_order_relaxed) - 1] |= (uint8_t)(1u << place);
 }
 
-void slab_place(struct fl_pool *pool, uint32_t slab)
-{
+void slab_place(struct fl_pool *pool, uint32_t slab) {
     struct slab *at = &pool->slabs[slab];
     uint32_t class_index = atomic_load_explicit(&at->class_index, memory_order_relaxed) - 1u;
     uint32_t slots = fl_slab_classes[class_index].slots;
@@ -103,8 +98,7 @@ void slab_place(struct fl_pool *pool, uint32_t slab)
 
 /* ---- Slots ---- */
 
-static uint32_t first_free_slot(const struct slab_header *header, uint32_t slots)
-{
+static uint32_t first_free_slot(const struct slab_header *header, uint32_t slots) {
     for (uint32_t word = 0; word * 64 < slots; word++) {
         if (~header->bitmap[word]) {
             uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(~header->bitmap[word]);
@@ -114,8 +108,7 @@ static uint32_t first_free_slot(const struct slab_header *header, uint32_t slots
     return SLAB_NONE;
 }
 
-int slab_claim(struct fl_pool *pool, uint32_t class_index, uint32_t payload_bytes, uint32_t *slab, uint32_t *slot)
-{
+int slab_claim(struct fl_pool *pool, uint32_t class_index, uint32_t payload_bytes, uint32_t *slab, uint32_t *slot) {
     while (pool->bins[class_index]) {
         uint32_t bin = 31u - (uint32_t)__builtin_clz(pool->bins[class_index]);
         uint32_t found = pool->heads[class_index][bin];
@@ -141,8 +134,7 @@ int slab_claim(struct fl_pool *pool, uint32_t class_index, uint32_t payload_byte
     return -ENOSPC;
 }
 
-int slab_release(struct fl_pool *pool, uint32_t slab, uint32_t class_index, uint32_t slot)
-{
+int slab_release(struct fl_pool *pool, uint32_t slab, uint32_t class_index, uint32_t slot) {
     struct slab *at = &pool->slabs[slab];
     uint64_t *word = &slab_header(pool, slab)->bitmap[slot / 64];
     uint64_t bit = 1ull << slot % 64;
@@ -171,13 +163,12 @@ int slab_release(struct fl_pool *pool, uint32_t slab, uint32_t class_index, uint
 
 /* ---- Host memory ---- */
 
-static int punch(const struct fl_pool *pool, uint32_t slab)
-{
+static int punch(const struct fl_pool *pool, uint32_t slab) {
     off_t offset = (off_t)(pool->file_offset + ((uint64_t)slab << SLAB_SHIFT));
     int error = 0;
     for (int i = 0; i < INTERRUPTED_RETRIES; i++) {
-        error = fallocate(pool->vault_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, FL_SLAB_BYTES) ? -errno
-                                                                                                              : 0;
+        error =
+            fallocate(pool->vault_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, FL_SLAB_BYTES) ? -errno : 0;
         if (error != -EINTR)
             break;
     }
@@ -185,24 +176,22 @@ static int punch(const struct fl_pool *pool, uint32_t slab)
 }
 
 /* Memory of the host for a slab, or an error where a plain touch would raise SIGBUS. */
-static int populate(const struct fl_pool *pool, uint32_t slab)
-{
+static int populate(const struct fl_pool *pool, uint32_t slab) {
     int error = 0;
     for (int i = 0; i < INTERRUPTED_RETRIES; i++) {
         error = madvise(slab_header(pool, slab), FL_SLAB_BYTES, MADV_POPULATE_WRITE) ? -errno : 0;
         if (error == -EINVAL) /* before Linux 5.14 */
-            error = fallocate(pool->vault_fd, 0, (off_t)(pool->file_offset + ((uint64_t)slab << SLAB_SHIFT)),
-                              FL_SLAB_BYTES)
-                        ? -errno
-                        : 0;
+            error =
+                fallocate(pool->vault_fd, 0, (off_t)(pool->file_offset + ((uint64_t)slab << SLAB_SHIFT)), FL_SLAB_BYTES)
+                    ? -errno
+                    : 0;
         if (error != -EINTR && error != -EAGAIN)
             break;
     }
     return error;
 }
 
-static void map_set(struct fl_pool *pool, uint32_t slab, bool in_use)
-{
+static void map_set(struct fl_pool *pool, uint32_t slab, bool in_use) {
     uint64_t bit = 1ull << slab % 64;
     if (in_use)
         atomic_fetch_or_explicit(&pool->slab_map[slab / 64], bit, memory_order_release);
@@ -211,8 +200,7 @@ static void map_set(struct fl_pool *pool, uint32_t slab, bool in_use)
 }
 
 /* Forget a slab whose memory is the host's again. */
-static void unpopulated(struct fl_pool *pool, uint32_t slab)
-{
+static void unpopulated(struct fl_pool *pool, uint32_t slab) {
     map_set(pool, slab, false);
     pthread_mutex_lock(&pool->lock);
     pool->populated[slab / 64] &= ~(1ull << slab % 64);
@@ -222,8 +210,7 @@ static void unpopulated(struct fl_pool *pool, uint32_t slab)
     pthread_mutex_unlock(&pool->lock);
 }
 
-bool slab_punch(struct fl_pool *pool, uint32_t slab)
-{
+bool slab_punch(struct fl_pool *pool, uint32_t slab) {
     /* The map's bit goes last: a kill in between leaves a slab that a successor finds and frees. */
     if (punch(pool, slab))
         return false;
@@ -231,15 +218,13 @@ bool slab_punch(struct fl_pool *pool, uint32_t slab)
     return true;
 }
 
-void slab_keep_empty(struct fl_pool *pool, uint32_t slab)
-{
+void slab_keep_empty(struct fl_pool *pool, uint32_t slab) {
     pthread_mutex_lock(&pool->lock);
     list_put(pool, slab, PLACE_EMPTY);
     pthread_mutex_unlock(&pool->lock);
 }
 
-void slab_put_aside(struct fl_pool *pool, uint32_t slab)
-{
+void slab_put_aside(struct fl_pool *pool, uint32_t slab) {
     pthread_mutex_lock(&pool->lock);
     pool->slabs[slab].aside = 1;
     pool->aside_count++;
@@ -247,8 +232,7 @@ void slab_put_aside(struct fl_pool *pool, uint32_t slab)
 }
 
 /* The lowest slab without memory, counted as populated from here on; SLAB_NONE if there is none. Lock held. */
-static uint32_t take_unpopulated(struct fl_pool *pool)
-{
+static uint32_t take_unpopulated(struct fl_pool *pool) {
     if ((pool->populated_count + 1) * FL_SLAB_BYTES > pool->limit_bytes)
         return SLAB_NONE;
     for (uint32_t word = pool->lowest / 64; word * 64ull < pool->slab_count; word++) {
@@ -267,8 +251,7 @@ static uint32_t take_unpopulated(struct fl_pool *pool)
     return SLAB_NONE;
 }
 
-int slab_grow(struct fl_pool *pool, uint32_t class_index)
-{
+int slab_grow(struct fl_pool *pool, uint32_t class_index) {
     uint32_t slots = fl_slab_classes[class_index].slots;
 
     pthread_mutex_lock(&pool->lock);
