@@ -6,8 +6,11 @@ import ctypes.util
 import os
 import pwd
 import subprocess
+import sys
 import time
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.system.guest.config import Backend
 from tests.system.guest.initramfs import Entry, newc_archive, workload_program
 from tests.system.guest.memfd import overwrite
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = GuestConfig(name="small", memory_mib=192, workload=Workload(mib=64, hot_mib=4))
 # Nothing is rewritten, so every page stays in the generation it was filled with.
 STILL = Workload(mib=64, hot_mib=4, rate=0, hot_write_percent=0)
@@ -28,13 +32,17 @@ def dumped(pages: int, *settings: str, generation: int = 1) -> bytes:
     return subprocess.run(command, stdout=subprocess.PIPE, timeout=30, check=True).stdout
 
 
-def lz4_bytes(page: bytes) -> int:
+@cache
+def lz4() -> ctypes.CDLL:
     name = ctypes.util.find_library("lz4")
     if name is None:
         pytest.skip("liblz4 is not there: install liblz4-1")
-    library = ctypes.CDLL(name)
+    return ctypes.CDLL(name)
+
+
+def lz4_bytes(page: bytes) -> int:
     room = ctypes.create_string_buffer(2 * len(page))
-    return int(library.LZ4_compress_default(page, room, len(page), len(room)))
+    return int(lz4().LZ4_compress_default(page, room, len(page), len(room)))
 
 
 def test_compressible_pages_are_about_three_to_one_under_lz4() -> None:
@@ -108,6 +116,14 @@ def wait_events(guest: Guest, kind: str, count: int) -> list[dict[str, object]]:
     return guest.events(kind)
 
 
+class Damage(NamedTuple):
+    page: int
+    generation: int
+    at: int
+    content: bytes
+    looks_like: str
+
+
 def is_structured(content: bytes) -> bool:
     return len(set(content)) > 16
 
@@ -126,39 +142,40 @@ def first_rewritten(guest: Guest) -> tuple[int, int]:
     raise AssertionError("no page was rewritten")
 
 
-@pytest.mark.parametrize(
-    ("damage", "looks_like"),
-    [("noise", "other"), ("one bit", "other"), ("zeros", "zeros"), ("older", "previous generation")],
-)
-def test_verifier_finds_a_page_damaged_from_the_host(guest_factory: GuestFactory, damage: str, looks_like: str) -> None:
-    guest = guest_factory(GuestConfig(name="damaged", memory_mib=192, workload=STILL))
+@pytest.fixture
+def still_guest(guest_factory: GuestFactory) -> Guest:
+    """A guest in which nothing is written any more, after some pages of the hot set were."""
+    guest = guest_factory(GuestConfig(name="still", memory_mib=192, workload=STILL))
     guest.wait_filled()
-    page, generation = unlike_others(guest, 9000), 1
-    if damage == "older":
-        guest.command("hot_write_percent 100")
-        guest.wait_rounds(2, 30)
-        guest.command("stop")
-        guest.wait_status(lambda status: status.phase == "done", 10)
-        page, generation = first_rewritten(guest)
-    content = guest.page_content(page, generation)
-    path, offset = guest.find_page(content)
-    assert offset == guest.where(page).gpa
-    assert guest.verify() == 0
-    wrong, at = {
-        "noise": (os.urandom(64), 128),
-        "one bit": (bytes([content[4095] ^ 1]), 4095),
-        "zeros": (bytes(4096), 0),
-        "older": (guest.page_content(page, generation - 1), 0),
-    }[damage]
-    overwrite(path, offset + at, wrong)
-    assert guest.verify() == 1
-    (told,) = wait_events(guest, "error", 1)
-    assert (told["page"], told["generation"], told["gpa"]) == (page, generation, offset)
-    assert told["looks_like"] == looks_like
-    assert told["persistent"] is True
-    first = next(i for i, byte in enumerate(wrong) if byte != content[at + i]) + at
-    assert told["offset"] == first
-    assert guest.verify() == 1, "a damaged page is repaired once it is counted"
+    guest.command("hot_write_percent 100")
+    guest.wait_rounds(2, 30)
+    guest.command("stop")
+    guest.wait_status(lambda status: status.phase == "done", 10)
+    return guest
+
+
+def test_verifier_finds_what_is_damaged_from_the_host(still_guest: Guest) -> None:
+    assert still_guest.verify() == 0
+    noisy, bitten, lost = (unlike_others(still_guest, first) for first in (9000, 11000, 13000))
+    stale, generation = first_rewritten(still_guest)
+    last_byte = still_guest.page_content(bitten)[4095]
+    damages = [
+        Damage(noisy, 1, 128, os.urandom(64), "other"),
+        Damage(bitten, 1, 4095, bytes([last_byte ^ 1]), "other"),
+        Damage(lost, 1, 0, bytes(4096), "zeros"),
+        Damage(stale, generation, 0, still_guest.page_content(stale, generation - 1), "previous generation"),
+    ]
+    for count, damage in enumerate(damages, start=1):
+        content = still_guest.page_content(damage.page, damage.generation)
+        path, offset = still_guest.find_page(content)
+        assert offset == still_guest.where(damage.page).gpa
+        overwrite(path, offset + damage.at, damage.content)
+        assert still_guest.verify() == count, "this one is found, and those before are repaired"
+        told = wait_events(still_guest, "error", count)[-1]
+        assert (told["page"], told["generation"], told["gpa"]) == (damage.page, damage.generation, offset)
+        assert (told["looks_like"], told["persistent"]) == (damage.looks_like, True)
+        wrong = [i for i, byte in enumerate(damage.content, start=damage.at) if byte != content[i]]
+        assert (told["offset"], told["wrong_bytes"]) == (wrong[0], len(wrong))
 
 
 def test_guest_of_nobody_in_the_sandbox(guest_factory: GuestFactory) -> None:
@@ -242,6 +259,35 @@ def test_failures_carry_the_console_and_end_the_guest(guest_factory: GuestFactor
     with pytest.raises(GuestError, match="no-such-option: invalid option"):
         bad.wait_booted(10)
     assert not bad.alive()
+
+
+def test_guest_ends_with_the_process_that_started_it(guest_factory: GuestFactory, tmp_path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from tests.system.guest import Guest, GuestConfig, Workload
+guest = Guest(GuestConfig(memory_mib=160, run_as_nobody=True, workload=Workload(mib=16)), Path({str(tmp_path)!r}))
+guest.start()
+guest.wait_booted()
+os.write(1, str(guest.pid).encode())
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=True, cwd=REPOSITORY
+    )
+    process = Path(f"/proc/{int(done.stdout)}")
+    deadline = time.monotonic() + 10
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(process)
+
+
+def is_running(process: Path) -> bool:
+    """A zombie that nobody reaps has ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_forced_accelerator_is_kept() -> None:

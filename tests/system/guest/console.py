@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import GuestError
 
-_LINES_KEPT = 40
+_LINES_KEPT = 60
 _EVENTS_KEPT = 1000
 _LINE_LIMIT_BYTES = 1 << 16
 

@@ -2,10 +2,8 @@
 """Starting and ending one QEMU process, with its console and its control connection."""
 
 import os
-import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 
@@ -34,15 +32,15 @@ class QemuProcess:
             raise GuestError("start a guest from the main thread: QEMU is told to end with the thread that started it")
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "qemu.log"
-        self._files: Path | None = None
         kernel = guest_kernel()
-        image, initramfs = kernel.image, guest_initramfs(kernel)
+        # Handed over open: the cache may lie below a folder that the user QEMU runs as cannot enter.
+        files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (kernel.image, guest_initramfs(kernel))]
+        image, initramfs = (Path(f"/proc/self/fd/{descriptor}") for descriptor in files)
         launcher = ["setpriv", "--pdeathsig", "KILL"]
         if config.run_as_nobody:
             # Who it runs as before QEMU's first instruction: all of its threads and files are nobody's.
             launcher += ["--reuid=nobody", "--regid=nogroup", "--clear-groups"]
             launcher += ["--inh-caps=-all", "--bounding-set=-all"]
-            image, initramfs = self._copies_for_nobody(image, initramfs)
         ours, theirs = zip(socket.socketpair(), socket.socketpair(), strict=True)
         command = config.arguments(accelerator, image, initramfs, theirs[0].fileno(), theirs[1].fileno())
         try:
@@ -52,33 +50,20 @@ class QemuProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=[theirs[0].fileno(), theirs[1].fileno()],
+                    pass_fds=[*files, theirs[0].fileno(), theirs[1].fileno()],
                     start_new_session=True,  # a ^C at the terminal is for us to act on, in our order
                 )
         except OSError as error:
-            self._remove_files()
+            for end in ours:
+                end.close()
             raise GuestError(f"cannot start {launcher[0]}: {error}; install util-linux") from error
         finally:
             for end in theirs:
                 end.close()
+            for descriptor in files:
+                os.close(descriptor)
         self.console = Console(ours[0], folder / "console.log")
         self.qmp = QmpClient(ours[1])
-
-    def _copies_for_nobody(self, *originals: Path) -> list[Path]:
-        """The cache may lie below a folder that nobody cannot enter."""
-        self._files = Path(tempfile.mkdtemp(prefix="frostline-guest-"))
-        self._files.chmod(0o755)
-        copies = []
-        for original in originals:
-            copies.append(self._files / original.name)
-            shutil.copyfile(original, copies[-1])
-            copies[-1].chmod(0o644)
-        return copies
-
-    def _remove_files(self) -> None:
-        if self._files is not None:
-            shutil.rmtree(self._files, ignore_errors=True)
-            self._files = None
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -112,4 +97,3 @@ class QemuProcess:
             os.write(2, f"qemu (pid {self.process.pid}) does not end after SIGKILL\n".encode())
         self.console.close()
         self.qmp.close()
-        self._remove_files()

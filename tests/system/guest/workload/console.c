@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/reboot.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -55,6 +56,8 @@ void console_fatal(const char *format, ...) {
     va_end(arguments);
     console_line("{\"event\":\"fatal\",\"text\":\"%s: %s\"}", text, strerror(error));
     tcdrain(STDOUT_FILENO);
+    if (getpid() == 1)
+        reboot(RB_POWER_OFF); /* the end of init would be a panic, whose trace hides what was said here */
     exit(1);
 }
 

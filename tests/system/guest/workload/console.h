@@ -6,7 +6,7 @@
 /* Print one line; a line over 1000 bytes is cut. */
 __attribute__((format(printf, 1, 2))) void console_line(const char *format, ...);
 
-/* Say {"event":"fatal"} with the text and errno's message, then end (as init: panic, which ends the VM). */
+/* Say {"event":"fatal"} with the text and errno's message, then end (as init: power off). */
 __attribute__((format(printf, 1, 2), noreturn)) void console_fatal(const char *format, ...);
 
 /* Put the terminal on stdin into raw input without echo: the other end is a program, not a person. */
