@@ -51,7 +51,11 @@ guest: build
 # ---- Build ------------------------------------------------------------------------------------------------------
 
 # The editable install is made anew when the metadata changes; C and protobuf changes go the short way of `build`.
-$(NATIVE)/editable.stamp: pyproject.toml $(VENV)/frostline-requirements.txt
+.PHONY: FORCE
+$(NATIVE)/metadata.json: FORCE
+	@$(PYTHON) deploy/bootstrap/metadata.py pyproject.toml $@
+
+$(NATIVE)/editable.stamp: $(NATIVE)/metadata.json $(VENV)/frostline-requirements.txt
 	@echo 'frostline: building, and installing it editable into $(VENV)'
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input \
 	    --no-build-isolation --no-deps --editable .
