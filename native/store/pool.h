@@ -88,8 +88,8 @@ uint64_t fl_pool_trim(struct fl_pool *pool);
 typedef bool (*fl_relocate_fn)(void *context, uint64_t page, uint64_t old_handle, uint64_t new_handle);
 
 /*
- * While more than 10 % of what is stored + 256 KiB is wasted, empty the emptiest slabs into fuller ones, copying at
- * most `max_objects`. Returns objects moved; 0 means there is nothing (more) to gain.
+ * When more than 10 % of what is stored + 256 KiB is wasted, empty the emptiest slabs into fuller ones until it is 8 %
+ * + 128 KiB, copying at most `max_objects` a call. Returns objects moved; 0 means there is nothing (more) to gain.
  */
 uint32_t fl_pool_compact(struct fl_pool *pool, uint32_t max_objects, fl_relocate_fn relocate, void *context);
 

@@ -12,10 +12,15 @@
 #define WASTE_FLOOR_BYTES (256u << 10)
 #define CANDIDATES_MAX 16 /* looked at for the emptiest of a list: the lock is held */
 
-/* Empty slabs are trimming's business. Lock held. */
-static bool wasteful(const struct fl_pool *pool) {
+/*
+ * Once begun it goes on a little below the mark, or every few frees would begin it anew. Empty slabs are trimming's
+ * business. Lock held.
+ */
+static bool wasteful(struct fl_pool *pool) {
     uint64_t held = (pool->populated_count - pool->empty_count - pool->aside_count) * FL_SLAB_BYTES;
-    return held > pool->stored_bytes + pool->stored_bytes / 10 + WASTE_FLOOR_BYTES;
+    uint64_t most = pool->compacting ? pool->stored_bytes / 100 * 8 + WASTE_FLOOR_BYTES / 2
+                                     : pool->stored_bytes / 10 + WASTE_FLOOR_BYTES;
+    return pool->compacting = held > pool->stored_bytes + most;
 }
 
 /* Emptiest partial slab of a class among the first of its lowest list, or SLAB_NONE. Lock held. */
@@ -113,6 +118,8 @@ uint32_t fl_pool_compact(struct fl_pool *pool, uint32_t max_objects, fl_relocate
         if (slab != SLAB_NONE) {
             pool->evacuating = slab;
             slab_take_out(pool, slab);
+        } else {
+            pool->compacting = false;
         }
         pthread_mutex_unlock(&pool->lock);
         if (slab == SLAB_NONE)

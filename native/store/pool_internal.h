@@ -78,6 +78,7 @@ struct fl_pool {
     uint64_t *populated; /* one bit a slab, as slab_map should be */
     uint32_t lowest;     /* no slab below is unpopulated */
     uint32_t evacuating; /* the slab that compaction is emptying, or SLAB_NONE */
+    bool compacting;     /* waste was above the mark, and is not yet well below it */
     uint32_t empty_head, empty_count;
     uint32_t heads[CLASS_MAX][BINS];
     uint8_t bins[CLASS_MAX];        /* which of the heads are not empty */
