@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pager/mover.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "pager/brake.h"
+#include "pager/choose.h"
+#include "pager/gauges.h"
+#include "pager/watch.h"
+
+#define IDLE_NS (200 * FL_NS_PER_MS)      /* longest sleep without a reason */
+#define RETRY_NS (5 * FL_NS_PER_MS)       /* after the VMM's address space was changing */
+#define UNLIMITED_RATE (UINT64_C(2) << 30) /* bytes a second that the brake scales when no rate is set */
+#define COMPACT_OBJECTS 256u
+
+struct prefetch {
+    uint64_t first, count;
+};
+
+struct fl_mover {
+    struct fl_vm *vm;
+    struct fl_chooser chooser;
+    struct fl_brake brake;
+    struct fl_watch watch;
+    pthread_t thread;
+    int event_fd;
+    _Atomic(uint32_t) ended; /* enum fl_mover_end */
+    _Atomic(bool) detach;    /* asked for; the mover reads it in many places */
+
+    pthread_mutex_t lock; /* guards what follows: what the control thread asked for */
+    pthread_cond_t wake;
+    bool woken, scan_now, release;
+    uint32_t prefetch_count;
+    struct prefetch prefetch[FL_PREFETCH_MAX];
+
+    /* the mover's own */
+    bool armed;
+    uint64_t next_scan_ns;
+    uint64_t tokens_ns; /* when the rate's tokens were last topped up */
+    double tokens;      /* bytes */
+    uint64_t tier_full_until_ns;
+    enum fl_why why;
+};
+
+/* ---- scan ------------------------------------------------------------------------------------------------- */
+
+static void scan(struct fl_mover *mover) {
+    struct fl_vm *vm = mover->vm;
+    struct fl_chooser *chooser = &mover->chooser;
+    uint64_t start = fl_now(), stop_max_ns = 0;
+    int error = 0;
+    if (mover->armed) {
+        error = fl_age_scan(vm, chooser->ops, chooser->tracker, &chooser->counts);
+        if (!error)
+            fl_choose_restart(chooser);
+    }
+    bool harvested = mover->armed && !error;
+    if (!error)
+        error = chooser->ops->arm(chooser->tracker, &stop_max_ns);
+    mover->armed = !error;
+    mover->next_scan_ns = start + atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS;
+    if (stop_max_ns > FL_READ(vm, zap_stop_max_ns))
+        FL_SET(vm, zap_stop_max_ns, stop_max_ns);
+    if (error) {
+        FL_COUNT(vm, scan_failures, 1);
+        fl_log_text(error == -ESRCH ? FL_LOG_DEBUG : FL_LOG_WARNING, "scan_void",
+                    "tracker %s on process %d: %s; ages did not move, the next scan tries again", chooser->ops->name,
+                    vm->pid, strerror(-error));
+    }
+    if (harvested) {
+        FL_COUNT(vm, scans, 1);
+        FL_SET(vm, last_scan_ns, fl_now());
+        FL_SET(vm, last_scan_took_ns, fl_now() - start);
+        fl_record(vm, FL_RECORD_SCAN, FL_TIER_ZERO, start, chooser->counts.accessed, FL_READ(vm, resident_bytes), 0);
+    }
+}
+
+/* ---- out -------------------------------------------------------------------------------------------------- */
+
+static uint64_t rate_allowance(struct fl_mover *mover, uint64_t now, uint32_t brake_permille) {
+    uint64_t rate = atomic_load(&mover->vm->vault.header->budget.rate_bytes);
+    double full = (double)(rate ? rate : UNLIMITED_RATE) * brake_permille / FL_BRAKE_OFF;
+    double burst = full < FL_PAGE_SIZE ? FL_PAGE_SIZE : full;
+    mover->tokens += full * (double)(now - mover->tokens_ns) / (double)FL_NS_PER_SECOND;
+    mover->tokens_ns = now;
+    if (mover->tokens > burst)
+        mover->tokens = burst; /* one second's worth */
+    return (uint64_t)mover->tokens / FL_PAGE_SIZE;
+}
+
+/* Why nothing may go now, or FL_WHY_EVICTING with the number of pages that may. */
+static enum fl_why may_evict(struct fl_mover *mover, uint64_t now, uint64_t *allowance) {
+    struct fl_vm *vm = mover->vm;
+    struct fl_vault_budget *budget = &vm->vault.header->budget;
+    uint64_t away = FL_READ(vm, evicted_pages) * FL_PAGE_SIZE, bytes = atomic_load(&budget->bytes);
+    uint32_t brake = fl_brake_step(&mover->brake, now, FL_READ(vm, stall_ns));
+    FL_SET(vm, brake_permille, brake);
+    uint64_t rate_pages = rate_allowance(mover, now, brake);
+    if (atomic_load(&vm->vault.header->corrupt))
+        return FL_WHY_CORRUPT;
+    if (atomic_load(&vm->vault.header->unsafe))
+        return FL_WHY_UNSAFE;
+    if (atomic_load(&budget->drain))
+        return FL_WHY_DRAIN;
+    if (now >= atomic_load(&budget->lease_until_ns))
+        return FL_WHY_LEASE;
+    if (away + FL_PAGE_SIZE > bytes)
+        return FL_WHY_BUDGET;
+    if (now < mover->tier_full_until_ns)
+        return FL_WHY_TIER_FULL;
+    if (!rate_pages)
+        return brake < FL_BRAKE_OFF ? FL_WHY_BRAKE : FL_WHY_RATE;
+    *allowance = (bytes - away) / FL_PAGE_SIZE;
+    if (*allowance > rate_pages)
+        *allowance = rate_pages;
+    return FL_WHY_EVICTING;
+}
+
+/* One step of eviction. Returns how long to sleep before the next. */
+static uint64_t evict(struct fl_mover *mover, uint64_t now) {
+    struct fl_vm *vm = mover->vm;
+    struct fl_evicted done = {0};
+    uint64_t allowance = 0;
+    mover->why = may_evict(mover, now, &allowance);
+    if (mover->why == FL_WHY_RATE || mover->why == FL_WHY_BRAKE)
+        return 10 * FL_NS_PER_MS;
+    if (mover->why != FL_WHY_EVICTING)
+        return IDLE_NS;
+    uint32_t min_age = atomic_load(&vm->vault.header->budget.min_age_scans);
+    min_age = min_age < 1 ? 1 : min_age > UINT8_MAX ? UINT8_MAX : min_age;
+    int more = fl_choose_evict(&mover->chooser, allowance, (uint8_t)min_age, &done);
+    mover->tokens -= (double)(done.pages * FL_PAGE_SIZE);
+    if (done.pages)
+        fl_record(vm, FL_RECORD_EVICT, FL_TIER_RAM, now, done.pages, done.stored_bytes, 0);
+    if (more == -ENOSPC) {
+        mover->why = FL_WHY_TIER_FULL;
+        mover->tier_full_until_ns = now + FL_NS_PER_SECOND;
+        return IDLE_NS;
+    }
+    if (more < 0)
+        return RETRY_NS;
+    if (more == 0)
+        mover->why = FL_WHY_NOTHING_COLD;
+    return more ? 0 : IDLE_NS;
+}
+
+/* ---- back ------------------------------------------------------------------------------------------------- */
+
+/* How many pages are away that should not be. */
+static uint64_t excess(struct fl_mover *mover, uint64_t now) {
+    struct fl_vm *vm = mover->vm;
+    struct fl_vault_budget *budget = &vm->vault.header->budget;
+    uint64_t away = FL_READ(vm, evicted_pages);
+    if (mover->detach || atomic_load(&budget->drain) || atomic_load(&vm->vault.header->unsafe))
+        return away;
+    if (now >= atomic_load(&budget->lease_until_ns))
+        return 0; /* HOLD: what is away stays */
+    uint64_t allowed = atomic_load(&budget->bytes) / FL_PAGE_SIZE;
+    return away > allowed ? away - allowed : 0;
+}
+
+static uint64_t bring(struct fl_mover *mover, uint64_t pages, bool drain) {
+    struct fl_vm *vm = mover->vm;
+    uint64_t start = fl_now(), brought = 0;
+    int more = fl_choose_bring(&mover->chooser, pages, &brought);
+    if (drain)
+        FL_COUNT(vm, drained_pages, brought);
+    else
+        FL_COUNT(vm, prefetched_pages, brought);
+    if (brought)
+        fl_record(vm, drain ? FL_RECORD_DRAIN : FL_RECORD_PREFETCH, FL_TIER_RAM, start, brought, brought * FL_PAGE_SIZE, 0);
+    return more < 0 ? RETRY_NS : 0;
+}
+
+static bool take_prefetch(struct fl_mover *mover, struct prefetch *out) {
+    pthread_mutex_lock(&mover->lock);
+    bool any = mover->prefetch_count > 0;
+    if (any) {
+        *out = mover->prefetch[0];
+        mover->prefetch_count--;
+        memmove(mover->prefetch, mover->prefetch + 1, mover->prefetch_count * sizeof(mover->prefetch[0]));
+    }
+    pthread_mutex_unlock(&mover->lock);
+    return any;
+}
+
+static void prefetch(struct fl_mover *mover, struct prefetch range) {
+    struct fl_vm *vm = mover->vm;
+    uint64_t start = fl_now(), pages = 0, allowance = UINT64_MAX;
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        uint64_t first = region->first_page, end = first + fl_region_pages(vm, i);
+        uint64_t from = range.first > first ? range.first : first;
+        uint64_t to = range.first + range.count < end ? range.first + range.count : end;
+        if (from < to && !atomic_load(&region->gone))
+            (void)fl_bring_range(mover->chooser.bringer, i, from, to - from, UINT8_MAX, &allowance, &pages);
+    }
+    FL_COUNT(vm, prefetched_pages, pages);
+    fl_record(vm, FL_RECORD_PREFETCH, FL_TIER_RAM, start, pages, pages * FL_PAGE_SIZE, range.first);
+}
+
+/* ---- loop ------------------------------------------------------------------------------------------------- */
+
+static enum fl_state state_of(struct fl_mover *mover, uint64_t now) {
+    struct fl_vault_header *header = mover->vm->vault.header;
+    if (atomic_load(&header->corrupt))
+        return FL_STATE_CORRUPT;
+    if (mover->detach || atomic_load(&header->budget.drain) || atomic_load(&header->unsafe))
+        return FL_STATE_DRAIN;
+    return now < atomic_load(&header->budget.lease_until_ns) ? FL_STATE_ACTIVE : FL_STATE_HOLD;
+}
+
+static bool relocate(void *context, uint64_t page, uint64_t old_handle, uint64_t new_handle) {
+    struct fl_vm *vm = context;
+    uint32_t region;
+    if (page >= vm->vault.max_pages || !fl_region_of_page(vm, page, &region))
+        return false;
+    fl_entry old = fl_entry_make(FL_PAGE_EVICTED, FL_TIER_RAM, old_handle);
+    return fl_swap_entry(vm, page, &old, fl_entry_make(FL_PAGE_EVICTED, FL_TIER_RAM, new_handle));
+}
+
+static void keep_pool(struct fl_mover *mover) {
+    struct fl_vm *vm = mover->vm;
+    uint32_t moved = fl_pool_compact(vm->pool, COMPACT_OBJECTS, relocate, vm);
+    FL_COUNT(vm, compacted_pages, moved);
+    (void)fl_pool_trim(vm->pool);
+}
+
+/* One round of the loop. Returns how long to sleep. */
+static uint64_t step(struct fl_mover *mover) {
+    struct fl_vm *vm = mover->vm;
+    struct prefetch range;
+    uint64_t now = fl_now(), pause = IDLE_NS, too_many;
+    pthread_mutex_lock(&mover->lock);
+    bool scan_now = mover->scan_now;
+    mover->scan_now = false;
+    pthread_mutex_unlock(&mover->lock);
+
+    fl_watch_step(&mover->watch, vm, mover->chooser.bringer, now);
+    if (take_prefetch(mover, &range)) {
+        prefetch(mover, range);
+        pause = 0;
+    } else if ((too_many = excess(mover, now)) != 0) {
+        mover->why = FL_WHY_DRAIN;
+        pause = bring(mover, too_many, state_of(mover, now) != FL_STATE_ACTIVE);
+    } else if (!mover->detach && (scan_now || now >= mover->next_scan_ns)) {
+        scan(mover);
+        pause = 0;
+    } else if (!mover->detach) {
+        pause = evict(mover, now);
+    }
+    keep_pool(mover);
+    fl_gauges_publish(vm, state_of(mover, now), mover->why);
+    now = fl_now();
+    uint64_t to_scan = mover->next_scan_ns > now ? mover->next_scan_ns - now : 0;
+    return pause < to_scan ? pause : to_scan;
+}
+
+static enum fl_mover_end should_end(struct fl_mover *mover) {
+    enum fl_mover_end end = FL_MOVER_RUNS;
+    pthread_mutex_lock(&mover->lock);
+    if (atomic_load(&mover->vm->gone))
+        end = FL_MOVER_VM_GONE;
+    else if (mover->release)
+        end = FL_MOVER_RELEASED;
+    else if (mover->detach && FL_READ(mover->vm, evicted_pages) == 0)
+        end = FL_MOVER_DRAINED;
+    pthread_mutex_unlock(&mover->lock);
+    return end;
+}
+
+static void pause_for(struct fl_mover *mover, uint64_t nanoseconds) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    uint64_t sum = (uint64_t)until.tv_nsec + nanoseconds;
+    until.tv_sec += (time_t)(sum / FL_NS_PER_SECOND);
+    until.tv_nsec = (long)(sum % FL_NS_PER_SECOND);
+    pthread_mutex_lock(&mover->lock);
+    while (!mover->woken && pthread_cond_timedwait(&mover->wake, &mover->lock, &until) == 0)
+        ;
+    mover->woken = false;
+    pthread_mutex_unlock(&mover->lock);
+}
+
+static void *run(void *argument) {
+    struct fl_mover *mover = argument;
+    enum fl_mover_end end;
+    while ((end = should_end(mover)) == FL_MOVER_RUNS) {
+        uint64_t pause = step(mover);
+        if (pause)
+            pause_for(mover, pause);
+    }
+    atomic_store(&mover->ended, end);
+    uint64_t one = 1;
+    if (write(mover->event_fd, &one, sizeof(one)) < 0)
+        fl_log(FL_LOG_ERROR, "event_write_failed", "\"errno\":%d", errno);
+    return NULL;
+}
+
+/* ---- from the control thread ------------------------------------------------------------------------------- */
+
+/* Tell the mover something under its lock. */
+static void begin_telling(struct fl_mover *mover) {
+    pthread_mutex_lock(&mover->lock);
+}
+
+static void end_telling(struct fl_mover *mover) {
+    mover->woken = true;
+    pthread_cond_signal(&mover->wake);
+    pthread_mutex_unlock(&mover->lock);
+}
+
+void fl_mover_wake(struct fl_mover *mover) {
+    begin_telling(mover);
+    end_telling(mover);
+}
+
+void fl_mover_scan(struct fl_mover *mover) {
+    begin_telling(mover);
+    mover->scan_now = true;
+    end_telling(mover);
+}
+
+void fl_mover_release(struct fl_mover *mover) {
+    begin_telling(mover);
+    mover->release = true;
+    end_telling(mover);
+}
+
+void fl_mover_detach(struct fl_mover *mover) {
+    begin_telling(mover);
+    atomic_store(&mover->detach, true);
+    end_telling(mover);
+}
+
+int fl_mover_prefetch(struct fl_mover *mover, uint64_t first_page, uint64_t page_count) {
+    int error = -ENOBUFS;
+    if (page_count == 0 || first_page >= mover->vm->vault.max_pages ||
+        page_count > mover->vm->vault.max_pages - first_page)
+        return -EINVAL;
+    begin_telling(mover);
+    if (mover->prefetch_count < FL_PREFETCH_MAX) {
+        mover->prefetch[mover->prefetch_count++] = (struct prefetch){first_page, page_count};
+        error = 0;
+    }
+    end_telling(mover);
+    return error;
+}
+
+enum fl_mover_end fl_mover_ended(struct fl_mover *mover) {
+    return (enum fl_mover_end)atomic_load(&mover->ended);
+}
+
+int fl_mover_event_fd(struct fl_mover *mover) {
+    return mover->event_fd;
+}
+
+static int create_parts(struct fl_mover *mover, struct fl_fault_server *faults) {
+    struct fl_chooser *chooser = &mover->chooser;
+    int error = chooser->ops->create(mover->vm, faults, &chooser->tracker);
+    if (!error)
+        error = fl_evictor_create(mover->vm, &chooser->evictor);
+    if (!error)
+        error = fl_bringer_create(mover->vm, &chooser->bringer);
+    return error;
+}
+
+static void destroy(struct fl_mover *mover) {
+    struct fl_chooser *chooser = &mover->chooser;
+    fl_bringer_destroy(chooser->bringer);
+    fl_evictor_destroy(chooser->evictor);
+    chooser->ops->destroy(chooser->tracker);
+    pthread_cond_destroy(&mover->wake);
+    pthread_mutex_destroy(&mover->lock);
+    if (mover->event_fd >= 0)
+        close(mover->event_fd);
+    free(mover);
+}
+
+int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, uint32_t stall_target_permille,
+                   struct fl_mover **out) {
+    struct fl_mover *mover = calloc(1, sizeof(*mover));
+    if (!mover)
+        return -ENOMEM;
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&mover->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    pthread_mutex_init(&mover->lock, NULL);
+    mover->vm = vm;
+    mover->chooser.vm = vm;
+    mover->chooser.ops = &fl_tracker_zap;
+    mover->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    uint64_t now = fl_now(), last = FL_READ(vm, last_scan_ns);
+    mover->tokens_ns = now;
+    /* A successor keeps the rhythm: what its predecessor armed is harvested when it is due, not earlier. */
+    mover->armed = last != 0;
+    mover->next_scan_ns = last ? last + atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS : now;
+    fl_brake_init(&mover->brake, stall_target_permille, now, FL_READ(vm, stall_ns));
+    fl_watch_init(&mover->watch, now);
+    int error = mover->event_fd < 0 ? -errno : create_parts(mover, faults);
+    if (!error)
+        error = -pthread_create(&mover->thread, NULL, run, mover);
+    if (error) {
+        destroy(mover);
+        return error;
+    }
+    *out = mover;
+    return 0;
+}
+
+void fl_mover_join(struct fl_mover *mover) {
+    pthread_join(mover->thread, NULL);
+    destroy(mover);
+}

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pager/serve.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "attach/inspect.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "swap/recover.h"
+#include "swap/regions.h"
+#include "swap/uffd.h"
+
+static int open_process(struct fl_vm *vm, struct fl_refused *why) {
+    char path[64];
+    vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
+    if (vm->pidfd < 0)
+        return fl_refuse(why, errno == ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL, "pidfd_open of process %d: %s",
+                         vm->pid, strerror(errno));
+    snprintf(path, sizeof(path), "/proc/%d/pagemap", vm->pid);
+    vm->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (vm->pagemap_fd < 0)
+        return fl_refuse(why, errno == ENOENT ? FL_REFUSAL_GONE : FL_REFUSAL_PERMISSION, "open %s: %s; run as root", path,
+                         strerror(errno));
+    return 0;
+}
+
+/* A description of our own, so that the lock is ours alone and goes with us. */
+static int lock_vault(struct fl_vm *vm, int *fd, struct fl_refused *why) {
+    int error = fl_vmm_open_vault(vm->pid, O_RDWR, fd);
+    if (error)
+        return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_VAULT_INVALID,
+                         "cannot open the vault of process %d: %s", vm->pid, strerror(-error));
+    if (flock(*fd, LOCK_EX | LOCK_NB)) {
+        int holder = 0;
+        (void)fl_vault_holder(vm->pid, &holder);
+        close(*fd);
+        return fl_refuse(why, FL_REFUSAL_ALREADY_SERVED, "process %d is served by pager %d; end that one first (release)",
+                         vm->pid, holder);
+    }
+    return 0;
+}
+
+static int open_pool(struct fl_vm *vm, uint64_t limit, struct fl_refused *why) {
+    struct fl_vault *vault = &vm->vault;
+    int error = fl_pool_open(vault->pool, vault->pool_bytes, vault->fd, vault->pool_offset, vault->slab_map,
+                             limit ? limit : vault->pool_bytes, &vm->pool);
+    if (error)
+        return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot open the pool in the vault of process %d: %s", vm->pid,
+                         strerror(-error));
+    return 0;
+}
+
+/* Whether a range is registered with a stranger's userfaultfd shows only on registering; undo all of it then. */
+static int attach(struct fl_vm *vm, const struct fl_inspection *found, const struct fl_options *options,
+                  struct fl_refused *why) {
+    struct fl_vault made;
+    struct fl_refused undo_why;
+    int fd, error = fl_vault_create(vm->pid, found->start_time_ticks, found->memory_bytes, &made);
+    if (error)
+        return fl_refuse(why, error == -E2BIG ? FL_REFUSAL_LIMIT : FL_REFUSAL_INTERNAL,
+                         "cannot make a vault for %llu bytes of guest memory: %s",
+                         (unsigned long long)found->memory_bytes, strerror(-error));
+    /* The attaching child writes into the shared header: what it did is known even if this process dies meanwhile. */
+    struct fl_attachment *attachment = &made.header->attachment;
+    if (fl_attach(vm->pid, made.fd, made.gate_offset, attachment, why)) {
+        fl_vault_close(&made);
+        return -EPERM;
+    }
+    struct fl_attachment undo = *attachment;
+    fl_vault_close(&made);
+    error = lock_vault(vm, &fd, why);
+    if (!error && (error = fl_vault_map(fd, true, vm->pid, found->start_time_ticks, &vm->vault, why)))
+        close(fd);
+    if (!error && (error = fl_attach_borrow(vm->pid, &undo, &vm->uffd, NULL)))
+        error = fl_refuse(why, FL_REFUSAL_INTERNAL, "pidfd_getfd of the userfaultfd in process %d: %s", vm->pid,
+                          strerror(-error));
+    if (!error)
+        error = fl_uffd_setup(vm, why);
+    if (!error)
+        error = open_pool(vm, options->pool_max_bytes, why);
+    if (!error)
+        error = fl_regions_update(vm, found, why);
+    if (error) {
+        if (vm->vault.base)
+            fl_regions_unregister(vm);
+        if (fl_attach_undo(vm->pid, &undo, &undo_why))
+            fl_log_text(FL_LOG_ERROR, "attach_undo_failed", "%s", undo_why.detail);
+        return error;
+    }
+    uint64_t now = fl_now();
+    struct fl_status *status = &vm->vault.stats->status;
+    status->vmm_pid = (uint32_t)vm->pid;
+    status->attached_at_ns = now;
+    status->attach_stop_ns = undo.stop_ns;
+    atomic_store(&vm->vault.header->phase, FL_VAULT_REGISTERED);
+    return 0;
+}
+
+static int take_over(struct fl_vm *vm, const struct fl_inspection *found, const struct fl_options *options,
+                     struct fl_refused *why) {
+    int fd;
+    uint64_t fixed = 0, start = fl_now();
+    if (lock_vault(vm, &fd, why))
+        return -EPERM;
+    if (fl_vault_map(fd, true, vm->pid, found->start_time_ticks, &vm->vault, why)) {
+        close(fd);
+        return -EPERM;
+    }
+    int error = fl_attach_borrow(vm->pid, &vm->vault.header->attachment, &vm->uffd, NULL);
+    if (error)
+        return fl_refuse(why, FL_REFUSAL_VAULT_INVALID,
+                         "the userfaultfd that the vault of process %d names (descriptor %d) is not there: %s", vm->pid,
+                         vm->vault.header->attachment.vmm_uffd, strerror(-error));
+    if (fl_uffd_setup(vm, why) || open_pool(vm, options->pool_max_bytes, why) || fl_regions_adopt(vm, why) ||
+        fl_recover(vm, &fixed, why))
+        return -EPERM;
+    if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW) { /* died while attaching: the rest of it */
+        if (fl_regions_update(vm, found, why))
+            return -EPERM;
+        vm->vault.stats->status.vmm_pid = (uint32_t)vm->pid;
+        vm->vault.stats->status.attached_at_ns = start;
+    }
+    atomic_store(&vm->vault.header->phase, FL_VAULT_REGISTERED);
+    FL_COUNT(vm, recovered_pages, fixed);
+    FL_COUNT(vm, takeovers, 1);
+    fl_record(vm, FL_RECORD_TAKEOVER, FL_TIER_ZERO, start, fixed, 0, 0);
+    return 0;
+}
+
+int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
+    struct fl_inspection found;
+    *vm = (struct fl_vm){.pid = options->vmm_pid, .pidfd = -1, .uffd = -1, .pagemap_fd = -1, .vault.fd = -1};
+    for (uint32_t i = 0; i < FL_MAX_REGIONS; i++)
+        vm->memory[i].fd = -1;
+    for (uint32_t i = 0; i < FL_FORKS_MAX; i++)
+        vm->forks[i] = -1;
+    int error = fl_inspect_target(vm->pid, 0, 1, &found);
+    if (error)
+        return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot inspect process %d: %s", vm->pid, strerror(-error));
+    /* What is already away must be served whatever else is wrong; only a living pager stands in the way. */
+    bool served_before = found.has_vault && found.refusal != FL_REFUSAL_ALREADY_SERVED;
+    if (found.refusal && !served_before)
+        return fl_refuse(why, found.refusal, "%.*s", FL_DETAIL_BYTES - 1, found.detail);
+    if (open_process(vm, why))
+        return -EPERM;
+    error = served_before ? take_over(vm, &found, options, why) : attach(vm, &found, options, why);
+    if (error)
+        return error;
+    struct fl_vault_header *header = vm->vault.header;
+    atomic_store(&header->pager_pid, (uint32_t)getpid());
+    if (options->scan_interval_ms || !atomic_load(&header->scan_interval_ms))
+        atomic_store(&header->scan_interval_ms, options->scan_interval_ms ? options->scan_interval_ms : 10000);
+    struct fl_stats *stats = vm->vault.stats;
+    if (atomic_load(&stats->sequence) & 1) /* the dead pager was in the middle of publishing */
+        atomic_fetch_add(&stats->sequence, 1);
+    stats->status.pager_pid = (uint32_t)getpid();
+    stats->status.state = FL_STATE_STARTING;
+    return 0;
+}
+
+void fl_serve_began(struct fl_vm *vm, uint64_t started_ns) {
+    struct fl_status *status = &vm->vault.stats->status;
+    fl_regions_wake(vm);
+    status->pager_started_ns = started_ns;
+    status->takeover_ns = fl_now() - started_ns;
+}
+
+int fl_serve_detach(struct fl_vm *vm, struct fl_refused *why) {
+    struct fl_attachment attachment = vm->vault.header->attachment;
+    atomic_store(&vm->vault.header->phase, FL_VAULT_DETACHING);
+    fl_regions_unregister(vm);
+    vm->vault.stats->status.state = FL_STATE_DETACHED;
+    return fl_attach_undo(vm->pid, &attachment, why);
+}
+
+void fl_serve_close(struct fl_vm *vm) {
+    fl_pool_close(vm->pool);
+    fl_regions_close(vm);
+    fl_vault_close(&vm->vault);
+    if (vm->uffd >= 0)
+        close(vm->uffd);
+    if (vm->pagemap_fd >= 0)
+        close(vm->pagemap_fd);
+    if (vm->pidfd >= 0)
+        close(vm->pidfd);
+}

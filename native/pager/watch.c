@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pager/watch.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#include "attach/inspect.h"
+#include "attach/proc.h"
+#include "attach/regions.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "swap/regions.h"
+#include "swap/uffd.h"
+
+#define REGIONS_EVERY_NS (2 * FL_NS_PER_SECOND)
+#define INSPECT_EVERY_NS (60 * FL_NS_PER_SECOND)
+#define INSPECT_UNSAFE_NS (5 * FL_NS_PER_SECOND)
+
+void fl_watch_init(struct fl_watch *watch, uint64_t now_ns) {
+    watch->next_regions_ns = now_ns + REGIONS_EVERY_NS;
+    watch->next_inspection_ns = now_ns + INSPECT_EVERY_NS;
+}
+
+static int count_shared_memfd(const struct fl_proc_map *map, void *context) {
+    if (map->shared && map->writable && strncmp(map->path, FL_GUEST_MEMFD_PREFIX, strlen(FL_GUEST_MEMFD_PREFIX)) == 0)
+        *(uint64_t *)context += map->end - map->start;
+    return 0;
+}
+
+/* Cheap sign of memory plugged in: the mapped guest memory is not as large as what is served. */
+static bool memory_changed(struct fl_vm *vm) {
+    uint64_t mapped = 0, served = 0;
+    if (fl_proc_maps(vm->pid, count_shared_memfd, &mapped))
+        return false;
+    for (uint32_t i = 0; i < fl_region_count(vm); i++)
+        served += atomic_load(&fl_region(vm, i)->gone) ? 0 : fl_region(vm, i)->length;
+    return mapped > served;
+}
+
+/* What makes tiering unsafe while it lasts. A debugger or a busy moment does not. */
+static bool is_unsafe(uint32_t refusal) {
+    return refusal == FL_REFUSAL_PASSTHROUGH || refusal == FL_REFUSAL_LOCKED || refusal == FL_REFUSAL_OTHER_MAPPER;
+}
+
+static void inspect(struct fl_watch *watch, struct fl_vm *vm, uint64_t now_ns) {
+    struct fl_inspection found;
+    struct fl_refused why;
+    uint32_t before = atomic_load(&vm->vault.header->unsafe);
+    if (fl_inspect_target(vm->pid, (int)getpid(), 0, &found))
+        return;
+    if (found.refusal == FL_REFUSAL_NONE) {
+        if (fl_regions_update(vm, &found, &why))
+            fl_log_text(FL_LOG_ERROR, "region_not_served", "%s", why.detail);
+        if (before && FL_READ(vm, evicted_pages) == 0) {
+            atomic_store(&vm->vault.header->unsafe, FL_REFUSAL_NONE);
+            fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
+        }
+    } else if (is_unsafe(found.refusal) && found.refusal != before) {
+        atomic_store(&vm->vault.header->unsafe, found.refusal);
+        fl_log_text(FL_LOG_WARNING, "unsafe", "%s: %s; everything is brought back", fl_refusal_name(found.refusal),
+                    found.detail);
+    }
+    bool unsafe = atomic_load(&vm->vault.header->unsafe) != FL_REFUSAL_NONE;
+    watch->next_inspection_ns = now_ns + (unsafe ? INSPECT_UNSAFE_NS : INSPECT_EVERY_NS);
+}
+
+/* Memory that was plugged out: nothing may depend on us when the VMM maps the file again somewhere. */
+static void write_back_unmapped(struct fl_vm *vm, struct fl_bringer *bringer) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        uint64_t pages = 0;
+        if (!atomic_load(&region->gone) || vm->memory[i].fd < 0)
+            continue;
+        int error = fl_bring_into_file(bringer, i, &pages);
+        fl_log(error ? FL_LOG_ERROR : FL_LOG_INFO, "region_closed", "\"region\":%u,\"pages_back\":%llu,\"errno\":%d", i,
+               (unsigned long long)pages, -error);
+        if (error)
+            continue;
+        FL_COUNT(vm, drained_pages, pages);
+        FL_UNCOUNT(vm, memory_bytes, region->length);
+        close(vm->memory[i].fd);
+        vm->memory[i].fd = -1;
+    }
+}
+
+/* Children of forks wait in faults of their own: when nothing is away any more they can be let go. */
+static void let_children_go(struct fl_vm *vm) {
+    struct fl_vm child = {.pid = vm->pid};
+    if (FL_READ(vm, evicted_pages))
+        return;
+    for (uint32_t i = 0; i < FL_FORKS_MAX; i++) {
+        int uffd = atomic_exchange(&vm->forks[i], -1);
+        if (uffd < 0)
+            continue;
+        child.uffd = uffd;
+        child.vault = vm->vault;
+        fl_regions_wake(&child);
+        close(uffd);
+        fl_log(FL_LOG_INFO, "fork_released", "\"descriptor\":%d", uffd);
+    }
+}
+
+void fl_watch_step(struct fl_watch *watch, struct fl_vm *vm, struct fl_bringer *bringer, uint64_t now_ns) {
+    if (atomic_exchange(&vm->remap_pending, 0)) {
+        write_back_unmapped(vm, bringer);
+        watch->next_inspection_ns = now_ns < watch->next_inspection_ns ? watch->next_inspection_ns : now_ns;
+    }
+    if (atomic_load(&vm->vault.header->unsafe))
+        let_children_go(vm);
+    if (now_ns >= watch->next_regions_ns) {
+        watch->next_regions_ns = now_ns + REGIONS_EVERY_NS;
+        if (memory_changed(vm))
+            inspect(watch, vm, now_ns);
+    }
+    if (now_ns >= watch->next_inspection_ns ||
+        (atomic_load(&vm->vault.header->unsafe) && now_ns + INSPECT_UNSAFE_NS < watch->next_inspection_ns))
+        inspect(watch, vm, now_ns);
+}

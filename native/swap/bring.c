@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/bring.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "swap/load.h"
+#include "swap/uffd.h"
+
+#define COPY_TRIES 200u
+
+struct fl_bringer {
+    struct fl_vm *vm;
+    uint8_t pages[FL_BATCH_PAGES * FL_PAGE_SIZE] __attribute__((aligned(FL_PAGE_SIZE)));
+};
+
+struct run { /* adjacent pages, LOADING and ours, their content in the bringer's buffer */
+    uint32_t region;
+    uint64_t first;
+    uint32_t count;
+    fl_entry entry[FL_BATCH_PAGES];
+};
+
+int fl_bringer_create(struct fl_vm *vm, struct fl_bringer **out) {
+    struct fl_bringer *bringer = aligned_alloc(FL_PAGE_SIZE, sizeof(*bringer));
+    if (!bringer)
+        return -ENOMEM;
+    memset(bringer, 0, sizeof(*bringer));
+    bringer->vm = vm;
+    *out = bringer;
+    return 0;
+}
+
+void fl_bringer_destroy(struct fl_bringer *bringer) {
+    free(bringer);
+}
+
+static void settle(struct fl_vm *vm, struct run *run, uint32_t from, uint32_t to, bool resident) {
+    for (uint32_t i = from; i < to; i++) {
+        fl_entry entry = run->entry[i];
+        fl_entry after = resident ? 0 : fl_entry_with_state(entry, FL_PAGE_EVICTED);
+        atomic_store_explicit(fl_slot(vm, run->first + i), after, memory_order_release);
+        if (resident) {
+            fl_discard(vm, entry);
+            fl_count_away(vm, fl_entry_tier(entry), -1);
+        }
+    }
+}
+
+/* Take adjacent stored pages from `page` on and fetch them. Ends at the first that does not belong to the run. */
+static void gather(struct fl_bringer *bringer, struct run *run, uint64_t end, uint8_t max_age, uint64_t allowance) {
+    struct fl_vm *vm = bringer->vm;
+    run->count = 0;
+    while (run->count < FL_BATCH_PAGES && run->count < allowance && run->first + run->count < end) {
+        uint64_t page = run->first + run->count;
+        fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
+        if (fl_entry_state(entry) != FL_PAGE_EVICTED || vm->vault.ages[page] > max_age)
+            return;
+        fl_entry mine = fl_entry_with_state(entry, FL_PAGE_LOADING);
+        bool valid = fl_entry_valid(entry);
+        if (!fl_swap_entry(vm, page, &entry, mine))
+            return;
+        uint8_t *place = bringer->pages + (size_t)run->count * FL_PAGE_SIZE;
+        const void *content;
+        uint32_t stored_bytes;
+        if (!valid || fl_fetch(vm, page, mine, place, &content, &stored_bytes)) {
+            fl_poison(vm, run->region, page, mine);
+            return;
+        }
+        if (content != place)
+            memcpy(place, content, FL_PAGE_SIZE);
+        run->entry[run->count++] = mine;
+    }
+}
+
+/* Fill the holes of a run. Entries are settled page by page as far as the kernel got. */
+static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
+    struct fl_vm *vm = bringer->vm;
+    uint64_t address = fl_address_of_page(vm, run->region, run->first);
+    uint32_t at = 0, tries = 0;
+    while (at < run->count) {
+        uint64_t done, length = (uint64_t)(run->count - at) * FL_PAGE_SIZE;
+        int error = fl_uffd_copy(vm, address + (uint64_t)at * FL_PAGE_SIZE,
+                                 bringer->pages + (size_t)at * FL_PAGE_SIZE, length, &done);
+        uint32_t filled = (uint32_t)(done / FL_PAGE_SIZE);
+        settle(vm, run, at, at + filled, true);
+        *pages += filled;
+        at += filled;
+        if (!error || filled) {
+            tries = 0;
+            continue;
+        }
+        if (error == -EEXIST) {
+            (void)fl_uffd_wake(vm, address + (uint64_t)at * FL_PAGE_SIZE, FL_PAGE_SIZE);
+            settle(vm, run, at, at + 1, true);
+            at++;
+            continue;
+        }
+        if ((error == -EAGAIN || error == -ENOMEM) && ++tries < COPY_TRIES) {
+            fl_sleep_ns(20 * FL_NS_PER_US * tries);
+            continue;
+        }
+        settle(vm, run, at, run->count, false);
+        if (error == -ESRCH)
+            atomic_store(&vm->gone, 1);
+        return error;
+    }
+    return 0;
+}
+
+int fl_bring_range(struct fl_bringer *bringer, uint32_t region, uint64_t first, uint64_t count, uint8_t max_age,
+                   uint64_t *allowance, uint64_t *pages) {
+    struct run run = {.region = region};
+    uint64_t end = first + count, page = first;
+    while (page < end && *allowance) {
+        run.first = page;
+        gather(bringer, &run, end, max_age, *allowance);
+        if (!run.count) {
+            page++;
+            continue;
+        }
+        uint64_t before = *pages;
+        int error = fill(bringer, &run, pages);
+        *allowance -= *pages - before;
+        if (error)
+            return error;
+        page += run.count;
+    }
+    return 0;
+}
+
+int fl_bring_into_file(struct fl_bringer *bringer, uint32_t region, uint64_t *pages) {
+    struct fl_vm *vm = bringer->vm;
+    struct run run = {.region = region};
+    uint64_t page = fl_region(vm, region)->first_page, end = page + fl_region_pages(vm, region);
+    while (page < end) {
+        run.first = page;
+        gather(bringer, &run, end, UINT8_MAX, UINT64_MAX);
+        if (!run.count) {
+            page++;
+            continue;
+        }
+        size_t bytes = (size_t)run.count * FL_PAGE_SIZE;
+        ssize_t written = pwrite(vm->memory[region].fd, bringer->pages, bytes,
+                                 (off_t)fl_offset_of_page(vm, region, run.first));
+        if (written != (ssize_t)bytes) {
+            settle(vm, &run, 0, run.count, false);
+            return written < 0 ? -errno : -EIO;
+        }
+        settle(vm, &run, 0, run.count, true);
+        *pages += run.count;
+        page += run.count;
+    }
+    return 0;
+}

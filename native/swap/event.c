@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/event.h"
+
+#include <unistd.h>
+
+#include "base/kernel.h"
+#include "base/log.h"
+#include "swap/load.h"
+
+void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
+    struct fl_vault_header *header = vm->vault.header;
+    atomic_store(&header->zap_start, start);
+    atomic_store(&header->zap_end, end); /* last: a mark without an end marks nothing */
+}
+
+void fl_event_clear_zap(struct fl_vm *vm) {
+    atomic_store(&vm->vault.header->zap_end, 0);
+}
+
+bool fl_event_zap_marked(struct fl_vm *vm) {
+    return atomic_load(&vm->vault.header->zap_end) != 0;
+}
+
+static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
+    struct fl_vault_header *header = vm->vault.header;
+    return end <= atomic_load(&header->zap_end) && start >= atomic_load(&header->zap_start);
+}
+
+/* The VMM freed guest memory (balloon, free page reporting): a stored copy of it must not come back. */
+static void forget_range(struct fl_vm *vm, uint64_t start, uint64_t end) {
+    uint64_t forgotten = 0;
+    for (uint64_t address = start; address < end; address += FL_PAGE_SIZE) {
+        uint64_t page;
+        uint32_t region;
+        if (!fl_page_of_address(vm, address, &page, &region))
+            continue;
+        fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
+        if (fl_entry_state(entry) != FL_PAGE_EVICTED || !fl_entry_valid(entry))
+            continue; /* resident ones are in the file's hands; moving ones: their owner finds out */
+        if (!fl_swap_entry(vm, page, &entry, 0))
+            continue;
+        fl_discard(vm, entry);
+        fl_count_away(vm, fl_entry_tier(entry), -1);
+        forgotten++;
+    }
+    FL_COUNT(vm, removed_pages, forgotten);
+}
+
+static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t end) {
+    uint32_t none = FL_REFUSAL_NONE;
+    atomic_compare_exchange_strong(&vm->vault.header->unsafe, &none, FL_REFUSAL_OTHER_MAPPER);
+    atomic_store(&vm->remap_pending, 1);
+    fl_log(FL_LOG_WARNING, "address_space_changed",
+           "\"what\":\"%s\",\"start\":\"%llx\",\"end\":\"%llx\",\"detail\":\"everything is brought back and nothing more "
+           "evicted until the VMM's memory is mapped in one place again\"",
+           what, (unsigned long long)start, (unsigned long long)end);
+}
+
+static void unmapped(struct fl_vm *vm, uint64_t start, uint64_t end) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        uint64_t from = atomic_load(&region->vmm_addr), to = from + region->length;
+        if (atomic_load(&region->gone) || end <= from || start >= to)
+            continue;
+        if (start <= from && end >= to) {
+            atomic_store(&region->gone, 1);
+            atomic_store(&vm->remap_pending, 1);
+            fl_log(FL_LOG_INFO, "region_unmapped", "\"region\":%u,\"bytes\":%llu", i,
+                   (unsigned long long)region->length);
+        } else {
+            unsafe(vm, "part of a region was unmapped", start, end);
+        }
+    }
+}
+
+static void remapped(struct fl_vm *vm, uint64_t from, uint64_t to, uint64_t length) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        uint64_t start = atomic_load(&region->vmm_addr);
+        if (atomic_load(&region->gone) || from + length <= start || from >= start + region->length)
+            continue;
+        if (from == start && length == region->length) {
+            atomic_store(&region->vmm_addr, to);
+            fl_log(FL_LOG_INFO, "region_moved", "\"region\":%u,\"to\":\"%llx\"", i, (unsigned long long)to);
+        } else {
+            unsafe(vm, "part of a region was moved", from, from + length);
+        }
+    }
+}
+
+static void forked(struct fl_vm *vm, int child_uffd) {
+    unsafe(vm, "the VMM forked with guest memory mapped", 0, 0);
+    for (uint32_t i = 0; i < FL_FORKS_MAX; i++) {
+        int none = -1;
+        if (atomic_compare_exchange_strong(&vm->forks[i], &none, child_uffd))
+            return;
+    }
+    /* No place left. Closing it would let the child read holes as zeros; keeping it open lets the child wait. */
+    fl_log(FL_LOG_ERROR, "too_many_forks", "\"limit\":%d", FL_FORKS_MAX);
+}
+
+void fl_event(struct fl_vm *vm, const struct uffd_msg *message) {
+    switch (message->event) {
+    case UFFD_EVENT_REMOVE:
+        if (!is_our_zap(vm, message->arg.remove.start, message->arg.remove.end))
+            forget_range(vm, message->arg.remove.start, message->arg.remove.end);
+        break;
+    case UFFD_EVENT_REMAP:
+        remapped(vm, message->arg.remap.from, message->arg.remap.to, message->arg.remap.len);
+        break;
+    case UFFD_EVENT_UNMAP:
+        unmapped(vm, message->arg.remove.start, message->arg.remove.end);
+        break;
+    case UFFD_EVENT_FORK:
+        forked(vm, (int)message->arg.fork.ufd);
+        break;
+    default:
+        fl_log(FL_LOG_WARNING, "unknown_uffd_event", "\"event\":%u", message->event);
+    }
+}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the VMM does to its address space: REMOVE, REMAP, UNMAP, FORK. The thread that did it waits until we read. */
+#ifndef FL_SWAP_EVENT_H
+#define FL_SWAP_EVENT_H
+
+#include "swap/vm.h"
+
+struct uffd_msg;
+
+/* Act on an event other than a page fault. Never blocks; what takes time is left to the mover. */
+void fl_event(struct fl_vm *vm, const struct uffd_msg *message);
+
+/*
+ * Our own zap drops page tables, not memory, but the kernel tells of it as it tells of memory that is gone. While a
+ * zap of [start, end) is marked, REMOVE events inside of it are taken for ours. A true one that is missed so costs
+ * nothing: the guest gets its own old bytes where it may expect any. The mark is in the vault, a successor still knows.
+ */
+void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end);
+/* Only when the zap has ended in the VMM and no thread still acts on an event read before (fl_fault_quiesce). */
+void fl_event_clear_zap(struct fl_vm *vm);
+bool fl_event_zap_marked(struct fl_vm *vm);
+
+#endif

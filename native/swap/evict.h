@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Out of the VMM's memory: freeze, read, store, punch, let go. The order is what makes it loss-free:
+ *
+ *   FREEZING  write-protected; a write cancels
+ *   PUNCHING  the copy is complete and named by the table: from here on a kill loses nothing
+ *   EVICTED   the hole is there; the next touch faults and is served from the copy
+ *
+ * Reading goes through read(2) on our own descriptor, never through a mapping: a read of a hole gives zeros and leaves
+ * the hole a hole.
+ */
+#ifndef FL_SWAP_EVICT_H
+#define FL_SWAP_EVICT_H
+
+#include "swap/vm.h"
+
+struct fl_evictor;
+int fl_evictor_create(struct fl_vm *vm, struct fl_evictor **out);
+void fl_evictor_destroy(struct fl_evictor *evictor);
+
+struct fl_evicted {
+    uint64_t pages;
+    uint64_t stored_bytes;
+};
+
+/*
+ * Evict from one window, pages [first, first + count) of `region`, count <= FL_WINDOW_PAGES: those marked in
+ * `candidates` (bit i = page first + i). Adds to *done. -ENOSPC: the pool is full, nothing was lost; -EAGAIN:
+ * the address space is changing; -ESRCH: the VMM ended. Pages that were touched meanwhile stay.
+ */
+int fl_evict_window(struct fl_evictor *evictor, uint32_t region, uint64_t first, uint32_t count,
+                    const uint64_t *candidates, struct fl_evicted *done);
+
+/* Punch [first, first + pages) out of the file. Recovery finishes with it what a dead pager left PUNCHING. */
+int fl_punch(struct fl_vm *vm, uint32_t region, uint64_t first, uint64_t pages);
+
+#endif

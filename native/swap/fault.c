@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/fault.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/kernel.h"
+#include "base/log.h"
+#include "swap/event.h"
+#include "swap/load.h"
+#include "swap/uffd.h"
+#include "track/age.h"
+
+#define MESSAGES 16u       /* read at once; few, so that threads share a burst */
+#define PENDING 64u        /* faults in hand that wait for an event or for another thread */
+#define SAMPLE_EVERY 64u   /* one fault in so many becomes a record */
+#define SPINS_BEFORE_SLEEP 64u
+
+struct fault {
+    uint64_t address;
+    uint64_t read_ns;
+    bool write_protect;
+};
+
+struct worker {
+    struct fl_fault_server *server;
+    pthread_t thread;
+    _Atomic(uint64_t) batches; /* odd while messages are being read and their events acted on */
+    uint32_t served;
+    uint32_t pending_count;
+    struct fault pending[PENDING];
+    struct uffd_msg messages[MESSAGES];
+    uint8_t buffer[FL_PAGE_SIZE] __attribute__((aligned(64)));
+};
+
+struct fl_fault_server {
+    struct fl_vm *vm;
+    int stop_event;
+    _Atomic(bool) stopping;
+    uint32_t count;
+    struct worker *workers;
+};
+
+static uint32_t latency_bucket(uint64_t nanoseconds) {
+    uint32_t bucket = 0;
+    if (nanoseconds > 256) {
+        uint32_t octave = 63 - (uint32_t)__builtin_clzll(nanoseconds) - 8;
+        bucket = octave * 4;
+    }
+    while (bucket < FL_LATENCY_BUCKETS - 1 && nanoseconds > fl_latency_bucket_edge(bucket))
+        bucket++;
+    return bucket < FL_LATENCY_BUCKETS ? bucket : FL_LATENCY_BUCKETS - 1;
+}
+
+static void account(struct worker *worker, uint64_t page, enum fl_tier tier, uint8_t age, uint32_t stored_bytes,
+                    uint64_t read_ns, uint64_t woken_ns) {
+    struct fl_vm *vm = worker->server->vm;
+    uint64_t took = woken_ns - read_ns;
+    FL_COUNT(vm, faults, 1);
+    FL_COUNT(vm, stall_ns, took);
+    FL_COUNT(vm, fault_latency[latency_bucket(took)], 1);
+    FL_COUNT(vm, promotions[fl_age_bin(age)], 1);
+    if (worker->served++ % SAMPLE_EVERY == 0)
+        fl_record(vm, FL_RECORD_FAULT, tier, read_ns, 1, stored_bytes, page);
+}
+
+static bool load(struct worker *worker, const struct fault *fault, uint32_t region, uint64_t page, fl_entry entry) {
+    struct fl_vm *vm = worker->server->vm;
+    fl_entry mine = fl_entry_with_state(entry, FL_PAGE_LOADING);
+    uint32_t stored_bytes;
+    uint64_t woken_ns;
+    if (!fl_swap_entry(vm, page, &entry, mine))
+        return false;
+    uint8_t age = __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED);
+    int error = fl_load(vm, region, page, mine, worker->buffer, &stored_bytes, &woken_ns);
+    if (error == -EAGAIN || error == -ENOMEM)
+        return false;
+    if (error == -ESRCH)
+        atomic_store(&vm->gone, 1);
+    if (!error)
+        account(worker, page, fl_entry_tier(mine), age, stored_bytes, fault->read_ns, woken_ns);
+    return true;
+}
+
+/*
+ * The page is in the VMM's file, or was never there. It is taken as BUSY so that no eviction can slip in between the
+ * look and the act: without that, zeros could land in a hole that was punched a moment ago.
+ */
+static bool settle_resident(struct worker *worker, const struct fault *fault, uint32_t region, uint64_t page,
+                            fl_entry entry) {
+    struct fl_vm *vm = worker->server->vm;
+    if (!fl_swap_entry(vm, page, &entry, fl_entry_make(FL_PAGE_BUSY, FL_TIER_ZERO, 0)))
+        return false;
+    uint64_t address = fl_address_of_page(vm, region, page);
+    int error = fault->write_protect ? fl_uffd_protect(vm, address, FL_PAGE_SIZE, false) : fl_uffd_zero(vm, address);
+    if (error == -EEXIST) {
+        error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
+        FL_COUNT(vm, stale_messages, 1);
+    } else if (!error && fault->write_protect) {
+        FL_COUNT(vm, write_faults, 1);
+    } else if (!error) {
+        FL_COUNT(vm, zero_fills, 1);
+    }
+    __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
+    atomic_store_explicit(fl_slot(vm, page), 0, memory_order_release);
+    if (error == -ESRCH)
+        atomic_store(&vm->gone, 1);
+    return error != -EAGAIN && error != -ENOMEM;
+}
+
+/* A poison marker goes with its page table entry (a zap, a takeover before it was set): put it there again. */
+static bool repoison(struct fl_vm *vm, uint32_t region, uint64_t page) {
+    uint64_t address = fl_address_of_page(vm, region, page);
+    int error = fl_uffd_poison(vm, address);
+    if (error == -EEXIST)
+        error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
+    /* Without UFFDIO_POISON the vCPU waits for ever: a VM that hangs is better than one that reads a wrong byte. */
+    return error != -EAGAIN;
+}
+
+/* Answer one fault. false: not now, keep it. */
+static bool answer(struct worker *worker, const struct fault *fault) {
+    struct fl_vm *vm = worker->server->vm;
+    uint64_t page;
+    uint32_t region;
+    if (!fl_page_of_address(vm, fault->address, &page, &region)) {
+        /* Unmapped or moved since: the waiter looks again by itself. */
+        FL_COUNT(vm, stale_messages, 1);
+        (void)fl_uffd_wake(vm, fault->address & ~(uint64_t)(FL_PAGE_SIZE - 1), FL_PAGE_SIZE);
+        return true;
+    }
+    fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
+    switch (fl_entry_state(entry)) {
+    case FL_PAGE_EVICTED:
+        return load(worker, fault, region, page, entry);
+    case FL_PAGE_FREEZING:
+        if (fault->write_protect)
+            FL_COUNT(vm, evictions_cancelled, 1);
+        return settle_resident(worker, fault, region, page, entry);
+    case FL_PAGE_RESIDENT:
+        return settle_resident(worker, fault, region, page, entry);
+    case FL_PAGE_POISONED:
+        return repoison(vm, region, page);
+    case FL_PAGE_PUNCHING:
+    case FL_PAGE_LOADING:
+    case FL_PAGE_BUSY:
+        return false; /* its owner needs microseconds; look again */
+    }
+    /* Not a state at all: a flipped bit. Refuse to guess. */
+    fl_entry seen = entry;
+    if (fl_swap_entry(vm, page, &seen, fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0)))
+        fl_poison(vm, region, page, fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0));
+    return true;
+}
+
+static void answer_pending(struct worker *worker) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < worker->pending_count; i++) {
+        if (!answer(worker, &worker->pending[i]))
+            worker->pending[kept++] = worker->pending[i];
+    }
+    worker->pending_count = kept;
+}
+
+/* Read what is there, act on events at once (COPY answers EAGAIN until they are read), queue faults. */
+static int read_messages(struct worker *worker) {
+    struct fl_vm *vm = worker->server->vm;
+    uint32_t room = PENDING - worker->pending_count;
+    if (room == 0)
+        return 0;
+    if (room > MESSAGES)
+        room = MESSAGES;
+    ssize_t bytes = read(vm->uffd, worker->messages, room * sizeof(worker->messages[0]));
+    if (bytes < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    uint64_t now = fl_now();
+    uint32_t count = (uint32_t)((size_t)bytes / sizeof(worker->messages[0]));
+    for (uint32_t i = 0; i < count; i++) {
+        const struct uffd_msg *message = &worker->messages[i];
+        if (message->event != UFFD_EVENT_PAGEFAULT) {
+            fl_event(vm, message);
+            continue;
+        }
+        worker->pending[worker->pending_count++] = (struct fault){
+            .address = message->arg.pagefault.address,
+            .read_ns = now,
+            .write_protect = message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+        };
+    }
+    return (int)count;
+}
+
+static int take_messages(struct worker *worker) {
+    atomic_fetch_add(&worker->batches, 1);
+    int taken = read_messages(worker);
+    atomic_fetch_add(&worker->batches, 1);
+    return taken;
+}
+
+static void *serve(void *argument) {
+    struct worker *worker = argument;
+    struct fl_vm *vm = worker->server->vm;
+    uint32_t spins = 0;
+    while (!atomic_load_explicit(&vm->gone, memory_order_relaxed)) {
+        int taken = take_messages(worker);
+        if (taken < 0) {
+            if (taken != -ESRCH)
+                fl_log_text(FL_LOG_ERROR, "uffd_read_failed", "read of the userfaultfd of process %d: %s", vm->pid,
+                            strerror(-taken));
+            atomic_store(&vm->gone, 1);
+            break;
+        }
+        answer_pending(worker);
+        if (worker->pending_count) {
+            if (++spins < SPINS_BEFORE_SLEEP)
+                sched_yield();
+            else
+                fl_sleep_ns(50 * FL_NS_PER_US);
+            continue;
+        }
+        spins = 0;
+        if (taken)
+            continue;
+        if (atomic_load(&worker->server->stopping))
+            break;
+        struct pollfd wait[2] = {{.fd = vm->uffd, .events = POLLIN}, {.fd = worker->server->stop_event, .events = POLLIN}};
+        (void)poll(wait, 2, 1000);
+        if (wait[0].revents & (POLLHUP | POLLNVAL))
+            break;
+    }
+    return NULL;
+}
+
+int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **out) {
+    if (threads == 0 || threads > FL_FAULT_THREADS_MAX)
+        return -EINVAL;
+    struct fl_fault_server *server = calloc(1, sizeof(*server));
+    if (!server)
+        return -ENOMEM;
+    server->vm = vm;
+    server->stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->workers = aligned_alloc(64, threads * sizeof(*server->workers));
+    int error = server->stop_event < 0 ? -errno : server->workers ? 0 : -ENOMEM;
+    while (!error && server->count < threads) {
+        struct worker *worker = &server->workers[server->count];
+        memset(worker, 0, sizeof(*worker));
+        worker->server = server;
+        error = -pthread_create(&worker->thread, NULL, serve, worker);
+        if (!error)
+            server->count++;
+    }
+    if (error) {
+        fl_fault_stop(server);
+        return error;
+    }
+    *out = server;
+    return 0;
+}
+
+void fl_fault_quiesce(struct fl_fault_server *server) {
+    for (uint32_t i = 0; i < server->count; i++) {
+        uint64_t seen = atomic_load(&server->workers[i].batches);
+        while (seen & 1 && atomic_load(&server->workers[i].batches) == seen)
+            sched_yield();
+    }
+}
+
+void fl_fault_stop(struct fl_fault_server *server) {
+    uint64_t one = 1;
+    atomic_store(&server->stopping, true);
+    if (server->stop_event >= 0 && write(server->stop_event, &one, sizeof(one)) < 0)
+        fl_log(FL_LOG_WARNING, "fault_stop_late", "\"errno\":%d", errno);
+    for (uint32_t i = 0; i < server->count; i++)
+        pthread_join(server->workers[i].thread, NULL);
+    if (server->stop_event >= 0)
+        close(server->stop_event);
+    free(server->workers);
+    free(server);
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Fault threads: read messages from the userfaultfd in batches and answer each by the state of its page. */
+#ifndef FL_SWAP_FAULT_H
+#define FL_SWAP_FAULT_H
+
+#include "swap/vm.h"
+
+#define FL_FAULT_THREADS_MAX 16
+
+struct fl_fault_server;
+/* Start `threads` threads (1 ... FL_FAULT_THREADS_MAX). 0 or a negative errno. */
+int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **out);
+/*
+ * Wait until no thread is still acting on events that it had read before this call. Bounded by what an event takes:
+ * microseconds.
+ */
+void fl_fault_quiesce(struct fl_fault_server *server);
+/* Finish what was read, stop and join. Nobody answers faults after this. */
+void fl_fault_stop(struct fl_fault_server *server);
+
+#endif

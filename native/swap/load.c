@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/load.h"
+
+#include <errno.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "swap/uffd.h"
+
+static const uint8_t page_of_zeros[FL_PAGE_SIZE] __attribute__((aligned(FL_PAGE_SIZE)));
+
+static int fetch_compressed(struct fl_vm *vm, uint64_t page, uint64_t handle, void *buffer, uint32_t *stored_bytes) {
+    const struct fl_object *object;
+    int error = fl_pool_get(vm->pool, handle, &object);
+    if (error)
+        return -EBADMSG;
+    uint64_t checksum = object->checksum;
+    *stored_bytes = object->length;
+    if (object->page != (uint32_t)page || fl_decompress(object->payload, object->length, buffer) ||
+        fl_page_checksum(buffer, page) != checksum)
+        return -EBADMSG;
+    return 0;
+}
+
+int fl_fetch(struct fl_vm *vm, uint64_t page, fl_entry entry, void *buffer, const void **content,
+             uint32_t *stored_bytes) {
+    uint32_t pattern;
+    *stored_bytes = 0;
+    *content = buffer;
+    if (!fl_entry_valid(entry))
+        return -EBADMSG;
+    switch (fl_entry_tier(entry)) {
+    case FL_TIER_ZERO:
+        *content = page_of_zeros;
+        return 0;
+    case FL_TIER_SAME:
+        if (!fl_same_pattern(page, fl_entry_payload(entry), &pattern))
+            return -EBADMSG;
+        for (uint32_t i = 0; i < FL_PAGE_SIZE / sizeof(pattern); i++)
+            ((uint32_t *)buffer)[i] = pattern;
+        return 0;
+    case FL_TIER_RAM:
+        return fetch_compressed(vm, page, fl_entry_payload(entry), buffer, stored_bytes);
+    case FL_TIER_REJECTED:
+        break;
+    }
+    return -EBADMSG;
+}
+
+void fl_discard(struct fl_vm *vm, fl_entry entry) {
+    if (fl_entry_tier(entry) == FL_TIER_RAM)
+        (void)fl_pool_free(vm->pool, fl_entry_payload(entry));
+}
+
+static void settle(struct fl_vm *vm, uint64_t page, fl_entry entry, enum fl_page_state state) {
+    /* LOADING has one owner, us: a plain store cannot run over anybody's change. */
+    fl_entry after = state == FL_PAGE_EVICTED ? fl_entry_with_state(entry, FL_PAGE_EVICTED)
+                                              : fl_entry_make(state, FL_TIER_ZERO, 0);
+    atomic_store_explicit(fl_slot(vm, page), after, memory_order_release);
+}
+
+void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+    uint64_t now = fl_now();
+    atomic_store(&vm->vault.header->corrupt, 1);
+    settle(vm, page, entry, FL_PAGE_POISONED);
+    int error = fl_uffd_poison(vm, fl_address_of_page(vm, region, page));
+    FL_COUNT(vm, checksum_errors, 1);
+    FL_COUNT(vm, poisoned_pages, error == 0);
+    fl_count_away(vm, fl_entry_tier(entry) > FL_TIER_RAM ? FL_TIER_RAM : fl_entry_tier(entry), -1);
+    fl_record(vm, FL_RECORD_ERROR, fl_entry_tier(entry), now, 1, FL_WHY_CORRUPT, page);
+    fl_log(FL_LOG_ERROR, "page_corrupt",
+           "\"page\":%llu,\"entry\":\"%016llx\",\"poison_errno\":%d,\"detail\":\"stored copy failed its check; the guest "
+           "gets an error instead of wrong bytes, nothing more is evicted from this VM; move it to another host and "
+           "look for failing memory\"",
+           (unsigned long long)page, (unsigned long long)entry, -error);
+}
+
+int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, void *buffer, uint32_t *stored_bytes,
+            uint64_t *woken_ns) {
+    const void *content;
+    uint64_t done;
+    if (fl_fetch(vm, page, entry, buffer, &content, stored_bytes)) {
+        fl_poison(vm, region, page, entry);
+        return -EBADMSG;
+    }
+    uint64_t address = fl_address_of_page(vm, region, page);
+    int error = fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
+    *woken_ns = fl_now();
+    if (error && error != -EEXIST) {
+        settle(vm, page, entry, FL_PAGE_EVICTED);
+        return error;
+    }
+    if (error) /* the VMM filled the hole itself; its page is the newer one, and COPY has woken nobody */
+        (void)fl_uffd_wake(vm, address, FL_PAGE_SIZE);
+    __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
+    settle(vm, page, entry, FL_PAGE_RESIDENT);
+    fl_discard(vm, entry);
+    fl_count_away(vm, fl_entry_tier(entry), -1);
+    return 0;
+}

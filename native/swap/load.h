@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* From the store back into the VMM: fetch, verify, fill the hole, wake. Used by faults, prefetch and drain. */
+#ifndef FL_SWAP_LOAD_H
+#define FL_SWAP_LOAD_H
+
+#include "swap/vm.h"
+
+/*
+ * The content of a stored page, verified. `entry` is LOADING and ours. *content points into `buffer` (4096 bytes,
+ * 64-byte aligned) or to a page of zeros. *stored_bytes gets what the copy took in the pool. -EBADMSG: the copy
+ * is damaged and nothing of it may be used.
+ */
+int fl_fetch(struct fl_vm *vm, uint64_t page, fl_entry entry, void *buffer, const void **content,
+             uint32_t *stored_bytes);
+
+/*
+ * Bring back one page that is LOADING and ours, wake who waits, settle the entry and release the copy.
+ * 0: it is resident. -EAGAIN: back to EVICTED, try again after reading events. -EBADMSG: poisoned.
+ * -ESRCH, -ENOENT: VMM or range gone (entry back to EVICTED).
+ * *woken_ns gets the time at which waiters were woken.
+ */
+int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, void *buffer, uint32_t *stored_bytes,
+            uint64_t *woken_ns);
+
+/* Never pass on a damaged copy: poison the hole, name the VM, stop evicting from it. */
+void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry);
+
+/* Forget a stored copy whose entry was just taken out of the table. */
+void fl_discard(struct fl_vm *vm, fl_entry entry);
+
+#endif

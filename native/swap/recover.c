@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/recover.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "swap/evict.h"
+#include "swap/load.h"
+#include "swap/uffd.h"
+
+/* Whether the VMM's file has this page (in memory or swapped out by the host). A hole otherwise. */
+static bool file_has(struct fl_vm *vm, uint32_t region, uint64_t page) {
+    off_t offset = (off_t)fl_offset_of_page(vm, region, page);
+    return lseek(vm->memory[region].fd, offset, SEEK_DATA) == offset;
+}
+
+static void make_resident(struct fl_vm *vm, uint64_t page) {
+    atomic_store(fl_slot(vm, page), 0);
+}
+
+/* The entry cannot be believed: what the file has is right; what it has not is lost and must not read as zeros. */
+static void damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+    if (file_has(vm, region, page)) {
+        make_resident(vm, page);
+        return;
+    }
+    fl_entry shown = fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0);
+    fl_log(FL_LOG_ERROR, "entry_damaged", "\"page\":%llu,\"entry\":\"%016llx\"", (unsigned long long)page,
+           (unsigned long long)entry);
+    fl_count_away(vm, FL_TIER_ZERO, 1); /* fl_poison counts it out again */
+    fl_poison(vm, region, page, shown);
+}
+
+/* Settle one entry that is not zero. Returns 1 when something was in flight. */
+static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+    if (!fl_entry_valid(entry)) {
+        damaged(vm, region, page, entry);
+        return 1;
+    }
+    switch (fl_entry_state(entry)) {
+    case FL_PAGE_RESIDENT:
+    case FL_PAGE_POISONED:
+        return 0;
+    case FL_PAGE_FREEZING:
+    case FL_PAGE_BUSY:
+        make_resident(vm, page); /* a protection that is still on goes with the first write to it */
+        return 1;
+    case FL_PAGE_PUNCHING:
+    case FL_PAGE_EVICTED:
+    case FL_PAGE_LOADING:
+        break;
+    }
+    /* A load that got as far as the file left a page that may be newer than the copy. */
+    if (fl_entry_state(entry) == FL_PAGE_LOADING && file_has(vm, region, page)) {
+        make_resident(vm, page);
+        return 1;
+    }
+    if (fl_entry_tier(entry) == FL_TIER_RAM && fl_pool_rebuild_mark(vm->pool, fl_entry_payload(entry), page)) {
+        damaged(vm, region, page, entry);
+        return 1;
+    }
+    int in_flight = fl_entry_state(entry) != FL_PAGE_EVICTED;
+    if (fl_entry_state(entry) == FL_PAGE_PUNCHING && fl_punch(vm, region, page, 1)) {
+        make_resident(vm, page); /* write-protected since it was copied: the file's page is as good */
+        return 1;
+    }
+    atomic_store(fl_slot(vm, page), fl_entry_with_state(entry, FL_PAGE_EVICTED));
+    fl_count_away(vm, fl_entry_tier(entry), 1);
+    return in_flight;
+}
+
+int fl_recover(struct fl_vm *vm, uint64_t *fixed, struct fl_refused *why) {
+    *fixed = 0;
+    /* Gauges are counted anew: the dead pager may have been between a change and its count. */
+    FL_SET(vm, evicted_pages, 0);
+    FL_SET(vm, evicted_zero_pages, 0);
+    FL_SET(vm, evicted_same_pages, 0);
+    FL_SET(vm, evicted_ram_pages, 0);
+    fl_pool_rebuild_begin(vm->pool);
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        bool forget = vm->memory[i].fd < 0; /* unmapped and closed by the VMM: nobody can ask for it again */
+        if (forget && !atomic_load(&region->gone))
+            return fl_refuse(why, FL_REFUSAL_INTERNAL, "region %u of process %d is not open", i, vm->pid);
+        for (uint64_t page = region->first_page, end = page + fl_region_pages(vm, i); page < end; page++) {
+            fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_relaxed);
+            if (entry && forget)
+                make_resident(vm, page);
+            else if (entry)
+                *fixed += (uint64_t)settle(vm, i, page, entry);
+        }
+    }
+    fl_pool_rebuild_end(vm->pool);
+    return 0;
+}

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/regions.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "attach/inspect.h"
+#include "base/log.h"
+#include "swap/uffd.h"
+
+int fl_region_open(struct fl_vm *vm, uint32_t index) {
+    struct fl_vault_region *region = fl_region(vm, index);
+    struct fl_memory *memory = &vm->memory[index];
+    int error = fl_vmm_open_memfd(vm->pid, region->inode, O_RDWR | O_CLOEXEC, &memory->fd);
+    if (error) {
+        memory->fd = -1;
+        return error;
+    }
+    memory->mapping = mmap(NULL, region->length, PROT_NONE, MAP_SHARED | MAP_NORESERVE, memory->fd,
+                           (off_t)region->file_offset);
+    if (memory->mapping == MAP_FAILED) {
+        error = -errno;
+        memory->mapping = NULL;
+        close(memory->fd);
+        memory->fd = -1;
+    }
+    return error;
+}
+
+void fl_regions_close(struct fl_vm *vm) {
+    for (uint32_t i = 0; i < FL_MAX_REGIONS; i++) {
+        struct fl_memory *memory = &vm->memory[i];
+        if (memory->mapping)
+            munmap(memory->mapping, fl_region(vm, i)->length);
+        if (memory->fd >= 0)
+            close(memory->fd);
+        *memory = (struct fl_memory){.fd = -1};
+    }
+}
+
+static int register_region(struct fl_vm *vm, uint32_t index, struct fl_refused *why) {
+    struct fl_vault_region *region = fl_region(vm, index);
+    int error = fl_uffd_register(vm, atomic_load(&region->vmm_addr), region->length);
+    if (error == -EBUSY)
+        return fl_refuse(why, FL_REFUSAL_FOREIGN_UFFD,
+                         "another userfaultfd owns guest memory of process %d at %#llx; a post-copy migration or another "
+                         "memory manager is at work: wait for it or stop it",
+                         vm->pid, (unsigned long long)atomic_load(&region->vmm_addr));
+    if (error)
+        return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_KERNEL,
+                         "UFFDIO_REGISTER MISSING|WP on process %d, %#llx + %llu bytes: %s", vm->pid,
+                         (unsigned long long)atomic_load(&region->vmm_addr), (unsigned long long)region->length,
+                         strerror(-error));
+    return 0;
+}
+
+static bool same_memory(const struct fl_vault_region *known, const struct fl_region *found) {
+    return known->inode == found->inode && known->file_offset == found->file_offset && known->length == found->length;
+}
+
+static bool is_known(struct fl_vm *vm, const struct fl_region *found) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *known = fl_region(vm, i);
+        if (same_memory(known, found) && !atomic_load(&known->gone))
+            return true;
+    }
+    return false;
+}
+
+static int add(struct fl_vm *vm, const struct fl_region *found, struct fl_refused *why) {
+    struct fl_vault_header *header = vm->vault.header;
+    uint32_t index = fl_region_count(vm);
+    uint64_t first_page = 0;
+    if (index > 0)
+        first_page = fl_region(vm, index - 1)->first_page + fl_region_pages(vm, index - 1);
+    if (index == FL_MAX_REGIONS || found->length / FL_PAGE_SIZE > vm->vault.max_pages - first_page)
+        return fl_refuse(why, FL_REFUSAL_LIMIT,
+                         "process %d has more guest memory (or regions, limit %d) than its vault can describe (%llu pages); "
+                         "detach and attach anew",
+                         vm->pid, FL_MAX_REGIONS, (unsigned long long)vm->vault.max_pages);
+    struct fl_vault_region *region = &header->regions[index];
+    *region = (struct fl_vault_region){
+        .vmm_addr = found->vmm_addr,
+        .length = found->length,
+        .file_offset = found->file_offset,
+        .inode = found->inode,
+        .first_page = first_page,
+    };
+    region->check = fl_vault_region_check(region);
+    int error = fl_region_open(vm, index);
+    if (error)
+        return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot open the memfd (inode %llu) of process %d: %s",
+                         (unsigned long long)found->inode, vm->pid, strerror(-error));
+    error = register_region(vm, index, why);
+    if (error) {
+        munmap(vm->memory[index].mapping, found->length);
+        close(vm->memory[index].fd);
+        vm->memory[index] = (struct fl_memory){.fd = -1};
+        return error;
+    }
+    /* Faults on it may have come already: they wait as pending until the region can be looked up. */
+    atomic_store_explicit(&header->region_count, index + 1, memory_order_release);
+    FL_COUNT(vm, memory_bytes, found->length);
+    fl_log(FL_LOG_INFO, "region_added", "\"region\":%u,\"bytes\":%llu,\"address\":\"%llx\"", index,
+           (unsigned long long)found->length, (unsigned long long)found->vmm_addr);
+    (void)fl_uffd_wake(vm, found->vmm_addr, found->length);
+    return 0;
+}
+
+int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struct fl_refused *why) {
+    for (uint32_t i = 0; i < found->region_count; i++) {
+        int error = is_known(vm, &found->regions[i]) ? 0 : add(vm, &found->regions[i], why);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+int fl_regions_adopt(struct fl_vm *vm, struct fl_refused *why) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        int error = fl_region_open(vm, i);
+        if (atomic_load(&fl_region(vm, i)->gone))
+            continue; /* opened if the VMM still has the file: what is away of it may have to be written back */
+        if (error)
+            return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
+                             "cannot open the memfd of region %u of process %d again: %s", i, vm->pid, strerror(-error));
+        error = register_region(vm, i, why);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+void fl_regions_unregister(struct fl_vm *vm) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        if (atomic_load(&region->gone))
+            continue;
+        int error = fl_uffd_unregister(vm, atomic_load(&region->vmm_addr), region->length);
+        if (error && error != -ESRCH)
+            fl_log_text(FL_LOG_ERROR, "unregister_failed", "UFFDIO_UNREGISTER region %u of process %d: %s", i, vm->pid,
+                        strerror(-error));
+    }
+}
+
+void fl_regions_wake(struct fl_vm *vm) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        if (!atomic_load(&region->gone))
+            (void)fl_uffd_wake(vm, atomic_load(&region->vmm_addr), region->length);
+    }
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Regions of a VM: found, registered, moved, gone. Mover (or start-up) only. */
+#ifndef FL_SWAP_REGIONS_H
+#define FL_SWAP_REGIONS_H
+
+#include "base/refused.h"
+#include "swap/vm.h"
+
+/* Open the memfd behind a region and map it without ever touching it. 0 or a negative errno. */
+int fl_region_open(struct fl_vm *vm, uint32_t region);
+void fl_regions_close(struct fl_vm *vm);
+
+/*
+ * Take in the regions that `found` has and the vault has not (memory that was plugged in), and register them.
+ * 0, or -EPERM with the reason; regions taken in before stay.
+ */
+int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struct fl_refused *why);
+
+/* Open and register again what an earlier pager had: registering twice changes nothing. */
+int fl_regions_adopt(struct fl_vm *vm, struct fl_refused *why);
+
+/* Unregister everything. The caller has brought everything back. */
+void fl_regions_unregister(struct fl_vm *vm);
+
+/* Wake every waiter: messages that a dead pager had read are not delivered again. */
+void fl_regions_wake(struct fl_vm *vm);
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/uffd.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/kernel.h"
+
+#define EVENTS (UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_FORK)
+#define NEEDED (EVENTS | UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+
+static int call(struct fl_vm *vm, unsigned long request, void *argument) {
+    return ioctl(vm->uffd, request, argument) ? -errno : 0;
+}
+
+int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why) {
+    struct uffdio_api api = {.api = UFFD_API, .features = NEEDED | UFFD_FEATURE_POISON};
+    int error = call(vm, UFFDIO_API, &api);
+    if (error == -EINVAL) { /* set up before, or no POISON */
+        api = (struct uffdio_api){.api = UFFD_API, .features = NEEDED};
+        error = call(vm, UFFDIO_API, &api);
+    }
+    if (error == -EINVAL) {
+        /* Set up before looks the same as unsupported; a register by a descriptor that is not set up gives EINVAL
+         * too, so the caller's next step decides. Features are taken from the vault's owner: ours. */
+        vm->uffd_features = NEEDED | UFFD_FEATURE_POISON;
+        return 0;
+    }
+    if (error)
+        return fl_refuse(why, error == -EPERM ? FL_REFUSAL_PERMISSION : FL_REFUSAL_KERNEL,
+                         "UFFDIO_API with shmem MISSING, WP and events on process %d: %s; run as root on a kernel with "
+                         "CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP",
+                         vm->pid, strerror(-error));
+    vm->uffd_features = api.features;
+    return 0;
+}
+
+int fl_uffd_register(struct fl_vm *vm, uint64_t address, uint64_t length) {
+    struct uffdio_register argument = {
+        .range = {.start = address, .len = length},
+        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
+    };
+    return call(vm, UFFDIO_REGISTER, &argument);
+}
+
+int fl_uffd_unregister(struct fl_vm *vm, uint64_t address, uint64_t length) {
+    struct uffdio_range range = {.start = address, .len = length};
+    return call(vm, UFFDIO_UNREGISTER, &range);
+}
+
+int fl_uffd_copy(struct fl_vm *vm, uint64_t address, const void *source, uint64_t length, uint64_t *done) {
+    struct uffdio_copy argument = {.dst = address, .src = (uint64_t)(uintptr_t)source, .len = length};
+    int error = call(vm, UFFDIO_COPY, &argument);
+    *done = argument.copy > 0 ? (uint64_t)argument.copy : 0;
+    /* A part done answers EAGAIN whatever stopped it; the caller finds out by going on from there. */
+    return error;
+}
+
+int fl_uffd_zero(struct fl_vm *vm, uint64_t address) {
+    struct uffdio_zeropage argument = {.range = {.start = address, .len = FL_PAGE_SIZE}};
+    return call(vm, UFFDIO_ZEROPAGE, &argument);
+}
+
+int fl_uffd_protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool protect) {
+    struct uffdio_writeprotect argument = {
+        .range = {.start = address, .len = length},
+        .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+    };
+    return call(vm, UFFDIO_WRITEPROTECT, &argument);
+}
+
+int fl_uffd_wake(struct fl_vm *vm, uint64_t address, uint64_t length) {
+    struct uffdio_range range = {.start = address, .len = length};
+    return call(vm, UFFDIO_WAKE, &range);
+}
+
+int fl_uffd_poison(struct fl_vm *vm, uint64_t address) {
+    if (!(vm->uffd_features & UFFD_FEATURE_POISON))
+        return -ENOSYS;
+    struct uffdio_poison argument = {.range = {.start = address, .len = FL_PAGE_SIZE}};
+    return call(vm, UFFDIO_POISON, &argument);
+}

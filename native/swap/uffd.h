@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * userfaultfd's calls on a VMM's memory. Addresses are the VMM's; all return 0 or a negative errno.
+ * -EAGAIN: the address space is changing or an event waits unread: read events, then try again.
+ * -ESRCH: the VMM has ended. -ENOENT: the range is not registered (any more).
+ */
+#ifndef FL_SWAP_UFFD_H
+#define FL_SWAP_UFFD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/refused.h"
+#include "swap/vm.h"
+
+/* Negotiate features on a fresh descriptor; on one that was set up by an earlier pager this changes nothing. */
+int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why);
+/* Register for MISSING and WP. -EBUSY: another userfaultfd has it. */
+int fl_uffd_register(struct fl_vm *vm, uint64_t address, uint64_t length);
+int fl_uffd_unregister(struct fl_vm *vm, uint64_t address, uint64_t length);
+/* Fill holes from `source` and wake; *done gets the bytes filled before an error. -EEXIST: a page is there. */
+int fl_uffd_copy(struct fl_vm *vm, uint64_t address, const void *source, uint64_t length, uint64_t *done);
+/* Fill one hole with zeros and wake. */
+int fl_uffd_zero(struct fl_vm *vm, uint64_t address);
+/* Protect against writes, or lift it and wake. */
+int fl_uffd_protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool protect);
+int fl_uffd_wake(struct fl_vm *vm, uint64_t address, uint64_t length);
+/* Touches of the hole get SIGBUS from now on. -ENOSYS when the kernel has no UFFDIO_POISON. */
+int fl_uffd_poison(struct fl_vm *vm, uint64_t address);
+
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "swap/vm.h"
+
+#include "base/clock.h"
+
+bool fl_page_of_address(struct fl_vm *vm, uint64_t address, uint64_t *page, uint32_t *region) {
+    uint32_t count = fl_region_count(vm);
+    for (uint32_t i = 0; i < count; i++) {
+        struct fl_vault_region *r = fl_region(vm, i);
+        uint64_t start = atomic_load_explicit(&r->vmm_addr, memory_order_acquire);
+        if (address - start < r->length && !atomic_load_explicit(&r->gone, memory_order_acquire)) {
+            *page = r->first_page + (address - start) / FL_PAGE_SIZE;
+            *region = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+bool fl_region_of_page(struct fl_vm *vm, uint64_t page, uint32_t *region) {
+    uint32_t count = fl_region_count(vm);
+    for (uint32_t i = 0; i < count; i++) {
+        if (page - fl_region(vm, i)->first_page < fl_region_pages(vm, i)) {
+            *region = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+void fl_count_away(struct fl_vm *vm, enum fl_tier tier, int64_t pages) {
+    FL_COUNT(vm, evicted_pages, pages);
+    if (tier == FL_TIER_ZERO)
+        FL_COUNT(vm, evicted_zero_pages, pages);
+    else if (tier == FL_TIER_SAME)
+        FL_COUNT(vm, evicted_same_pages, pages);
+    else
+        FL_COUNT(vm, evicted_ram_pages, pages);
+}
+
+void fl_record(struct fl_vm *vm, enum fl_record_kind kind, enum fl_tier tier, uint64_t start_ns, uint64_t pages,
+               uint64_t bytes, uint64_t page) {
+    struct fl_stats *stats = vm->vault.stats;
+    uint64_t sequence = atomic_fetch_add_explicit(&stats->record_sequence, 1, memory_order_acq_rel) + 1;
+    struct fl_record *record = &stats->records[sequence % FL_RECORDS_MAX];
+    /* Readers take a record only while its sequence is the one they expect, before and after copying. */
+    __atomic_store_n(&record->sequence, 0, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    record->kind = kind;
+    record->tier = tier;
+    record->start_ns = start_ns;
+    record->end_ns = fl_now();
+    record->pages = pages;
+    record->bytes = bytes;
+    record->page = page;
+    record->generation = atomic_load_explicit(&vm->vault.header->budget.generation, memory_order_relaxed);
+    __atomic_store_n(&record->sequence, sequence, __ATOMIC_RELEASE);
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One VM as its pager holds it. Everything here is process-private; what must survive is in the vault.
+ *
+ * Threads: one mover (scans, evicts, drains, compacts), any number of fault threads, one control thread. They meet
+ * in the page table (compare-and-swap only), the pool (its own lock), the counters (atomic adds) and the regions
+ * (append-only; addresses are atomic).
+ */
+#ifndef FL_SWAP_VM_H
+#define FL_SWAP_VM_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/vault.h"
+#include "store/codec.h"
+#include "store/pool.h"
+#include "swap/entry.h"
+
+#define FL_WINDOW_PAGES 512u /* pages looked at in one step: 2 MiB */
+#define FL_FORKS_MAX 8
+#define FL_BATCH_PAGES 64u   /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
+
+struct fl_memory { /* what the pager holds of one region beside the vault's record */
+    int fd;        /* the memfd, opened anew: our own description */
+    void *mapping; /* never touched (a touch would fill a hole); mincore asks through it */
+};
+
+struct fl_vm {
+    int pid;
+    int pidfd;
+    int uffd;
+    int pagemap_fd;
+    uint64_t uffd_features;
+    struct fl_vault vault;
+    struct fl_pool *pool;
+    struct fl_memory memory[FL_MAX_REGIONS]; /* index as in the vault's regions */
+    _Atomic(uint32_t) gone;                  /* the VMM has ended: stop quietly */
+    _Atomic(uint32_t) remap_pending;         /* an UNMAP or FORK event waits for the mover */
+    _Atomic(int) forks[FL_FORKS_MAX];        /* userfaultfds of forked children that wait for a drain; -1: none */
+};
+
+static inline struct fl_vault_region *fl_region(struct fl_vm *vm, uint32_t index) {
+    return &vm->vault.header->regions[index];
+}
+
+static inline uint32_t fl_region_count(struct fl_vm *vm) {
+    return atomic_load_explicit(&vm->vault.header->region_count, memory_order_acquire);
+}
+
+static inline fl_entry_slot *fl_slot(struct fl_vm *vm, uint64_t page) {
+    return &vm->vault.table[page];
+}
+
+/* Page index and region of a VMM address; false when it lies in none. */
+bool fl_page_of_address(struct fl_vm *vm, uint64_t address, uint64_t *page, uint32_t *region);
+/* VMM address of a page that lies in `region`. */
+static inline uint64_t fl_address_of_page(struct fl_vm *vm, uint32_t region, uint64_t page) {
+    struct fl_vault_region *r = fl_region(vm, region);
+    return atomic_load_explicit(&r->vmm_addr, memory_order_acquire) + (page - r->first_page) * FL_PAGE_SIZE;
+}
+static inline uint64_t fl_offset_of_page(struct fl_vm *vm, uint32_t region, uint64_t page) {
+    struct fl_vault_region *r = fl_region(vm, region);
+    return r->file_offset + (page - r->first_page) * FL_PAGE_SIZE;
+}
+static inline uint64_t fl_region_pages(struct fl_vm *vm, uint32_t region) {
+    return fl_region(vm, region)->length / FL_PAGE_SIZE;
+}
+/* Region of a page index; the page must belong to one. */
+bool fl_region_of_page(struct fl_vm *vm, uint64_t page, uint32_t *region);
+
+static inline bool fl_swap_entry(struct fl_vm *vm, uint64_t page, fl_entry *expected, fl_entry desired) {
+    return atomic_compare_exchange_strong_explicit(fl_slot(vm, page), expected, desired, memory_order_acq_rel,
+                                                   memory_order_acquire);
+}
+
+#define FL_COUNT(vm, field, n)                                                                                         \
+    __atomic_fetch_add(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
+#define FL_UNCOUNT(vm, field, n)                                                                                       \
+    __atomic_fetch_sub(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
+#define FL_READ(vm, field) __atomic_load_n(&(vm)->vault.stats->status.field, __ATOMIC_RELAXED)
+#define FL_SET(vm, field, value) __atomic_store_n(&(vm)->vault.stats->status.field, (value), __ATOMIC_RELAXED)
+
+/* Pages of a tier entered or left the away state. */
+void fl_count_away(struct fl_vm *vm, enum fl_tier tier, int64_t pages);
+/* Append a record for traces. */
+void fl_record(struct fl_vm *vm, enum fl_record_kind kind, enum fl_tier tier, uint64_t start_ns, uint64_t pages,
+               uint64_t bytes, uint64_t page);
+
+#endif

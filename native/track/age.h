@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Ages by page and the two histograms made from them: cold-age and promotion. */
+#ifndef FL_TRACK_AGE_H
+#define FL_TRACK_AGE_H
+
+#include "track/track.h"
+
+/* Counts of pages by exact age, as of the last scan: what the choice of the coldest goes by. */
+struct fl_age_counts {
+    uint64_t resident[256];   /* in host RAM */
+    uint64_t candidates[256]; /* of these, the ones worth trying: not rejected */
+    uint64_t evicted[256];
+    uint64_t accessed;
+};
+
+/* Bin of fl_age_bin_edge() that an age belongs to. */
+uint32_t fl_age_bin(uint8_t age);
+
+/*
+ * Harvest every region into the ages: accessed pages become 0, others one scan older (saturating); holes stay 0,
+ * so that a page filled in later starts young. Publishes both histograms in the vault's stats. When the tracker
+ * fails anywhere before the end, nothing has moved and its error is returned.
+ */
+int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
+                struct fl_age_counts *counts);
+
+/* Residency by the page cache, without touching anything: bit i of `resident` is page first + i. */
+int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident);
+
+#endif

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tracker `zap`: drop the VMM's page table entries of guest memory (MADV_DONTNEED on a shared mapping leaves the
+ * memory itself alone, and tells KVM to drop its own), then see which came back. Exact to a page because the range
+ * is registered for WP, which turns fault-around off.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "attach/gate.h"
+#include "base/clock.h"
+#include "base/kernel.h"
+#include "swap/event.h"
+#include "swap/fault.h"
+#include "track/track.h"
+
+#define RUNS 512u                    /* runs of present pages taken from the kernel by one call */
+#define CHUNK_PAGES_FIRST 2048u      /* present pages dropped by one call; adapts to what it takes */
+#define CHUNK_PAGES_MIN 64u
+#define CHUNK_PAGES_MAX 8192u
+#define CHUNK_LONG_NS (500 * FL_NS_PER_US)
+#define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
+#define GATE_TRIES 25u
+#define GATE_TIMEOUT_NS (200 * FL_NS_PER_MS)
+
+struct fl_tracker {
+    struct fl_vm *vm;
+    struct fl_fault_server *faults;
+    struct fl_gate *gate;
+    uint32_t chunk_pages;
+    uint64_t stop_max_ns; /* of the arming under way */
+    struct page_region runs[RUNS];
+};
+
+static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
+    struct fl_tracker *tracker = calloc(1, sizeof(*tracker));
+    if (!tracker)
+        return -ENOMEM;
+    int error = fl_gate_open(vm->pid, vm->vault.base + vm->vault.gate_offset, &vm->vault.header->attachment,
+                             &tracker->gate);
+    if (error) {
+        free(tracker);
+        return error;
+    }
+    tracker->vm = vm;
+    tracker->faults = faults;
+    tracker->chunk_pages = CHUNK_PAGES_FIRST;
+    *out = tracker;
+    return 0;
+}
+
+static void destroy(struct fl_tracker *tracker) {
+    if (!tracker)
+        return;
+    fl_gate_close(tracker->gate);
+    free(tracker);
+}
+
+/*
+ * Runs of present pages from *from up to `end`, into tracker->runs. Returns how many, or a negative errno; *from
+ * is moved to where the walk ended.
+ */
+static long present_runs(struct fl_tracker *tracker, uint64_t *from, uint64_t end) {
+    struct pm_scan_arg scan = {
+        .size = sizeof(scan),
+        .start = *from,
+        .end = end,
+        .vec = (uint64_t)(uintptr_t)tracker->runs,
+        .vec_len = RUNS,
+        .category_mask = PAGE_IS_PRESENT,
+        .return_mask = PAGE_IS_PRESENT,
+    };
+    long count = ioctl(tracker->vm->pagemap_fd, PAGEMAP_SCAN, &scan);
+    if (count < 0)
+        return -errno;
+    *from = scan.walk_end;
+    return count;
+}
+
+static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
+    uint64_t base = fl_address_of_page(tracker->vm, region, first);
+    uint64_t at = base, end = base + (uint64_t)count * FL_PAGE_SIZE;
+    memset(accessed, 0, (count + 63) / 64 * sizeof(*accessed));
+    while (at < end) {
+        long runs = present_runs(tracker, &at, end);
+        if (runs < 0)
+            return (int)runs;
+        for (long i = 0; i < runs; i++) {
+            uint64_t from = (tracker->runs[i].start - base) / FL_PAGE_SIZE;
+            uint64_t to = (tracker->runs[i].end - base) / FL_PAGE_SIZE;
+            for (uint64_t page = from; page < to; page++)
+                accessed[page / 64] |= UINT64_C(1) << (page % 64);
+        }
+    }
+    return 0;
+}
+
+static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length) {
+    struct fl_gate_call call = {.nr = SYS_madvise, .args = {address, length, MADV_DONTNEED}};
+    uint64_t stop_ns = 0, busy_ns = 0;
+    int error = fl_gate_run(tracker->gate, &call, 1, GATE_TIMEOUT_NS, &stop_ns, &busy_ns);
+    if (error)
+        return error;
+    if (busy_ns > tracker->stop_max_ns)
+        tracker->stop_max_ns = busy_ns;
+    if (length && busy_ns > CHUNK_LONG_NS && tracker->chunk_pages > CHUNK_PAGES_MIN)
+        tracker->chunk_pages /= 2;
+    else if (length && busy_ns < CHUNK_SHORT_NS && tracker->chunk_pages < CHUNK_PAGES_MAX)
+        tracker->chunk_pages += tracker->chunk_pages / 8;
+    return (int)call.result;
+}
+
+static int try_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length) {
+    int error = -EBUSY;
+    for (uint32_t i = 0; i < GATE_TRIES && error == -EBUSY; i++) {
+        error = run_gate(tracker, address, length);
+        if (error == -EBUSY)
+            fl_sleep_ns(FL_NS_PER_MS << (i < 4 ? i : 4));
+    }
+    return error;
+}
+
+/* A mark that an earlier run (ours or a dead pager's) left: a run of an empty call shows that it has ended. */
+static int settle_mark(struct fl_tracker *tracker) {
+    if (!fl_event_zap_marked(tracker->vm))
+        return 0;
+    int error = try_gate(tracker, fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page), 0);
+    if (error)
+        return error;
+    fl_fault_quiesce(tracker->faults);
+    fl_event_clear_zap(tracker->vm);
+    return 0;
+}
+
+static int zap(struct fl_tracker *tracker, uint64_t start, uint64_t end) {
+    fl_event_mark_zap(tracker->vm, start, end);
+    int error = try_gate(tracker, start, end - start);
+    if (error == -ETIMEDOUT)
+        return error; /* still under way: the mark stays until settle_mark() */
+    fl_fault_quiesce(tracker->faults);
+    fl_event_clear_zap(tracker->vm);
+    return error;
+}
+
+static int arm_region(struct fl_tracker *tracker, uint32_t region) {
+    struct fl_vm *vm = tracker->vm;
+    uint64_t at = fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
+    uint64_t end = at + fl_region(vm, region)->length;
+    uint64_t start = 0, stop = 0, pages = 0;
+    while (at < end) {
+        long runs = present_runs(tracker, &at, end);
+        if (runs < 0)
+            return (int)runs;
+        for (long i = 0; i < runs; i++) {
+            uint64_t from = tracker->runs[i].start, to = tracker->runs[i].end;
+            while (from < to) {
+                uint64_t room = tracker->chunk_pages > pages ? tracker->chunk_pages - pages : 1;
+                uint64_t take = (to - from) / FL_PAGE_SIZE < room ? (to - from) / FL_PAGE_SIZE : room;
+                start = pages ? start : from;
+                from += take * FL_PAGE_SIZE;
+                stop = from;
+                pages += take;
+                if (pages < tracker->chunk_pages)
+                    continue;
+                int error = zap(tracker, start, stop);
+                if (error)
+                    return error;
+                pages = 0;
+            }
+        }
+    }
+    return pages ? zap(tracker, start, stop) : 0;
+}
+
+static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    struct fl_vm *vm = tracker->vm;
+    tracker->stop_max_ns = 0;
+    int error = settle_mark(tracker);
+    for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++) {
+        if (!atomic_load(&fl_region(vm, i)->gone))
+            error = arm_region(tracker, i);
+    }
+    *stop_max_ns = tracker->stop_max_ns;
+    return error;
+}
+
+const struct fl_tracker_ops fl_tracker_zap = {
+    .name = "zap",
+    .create = create,
+    .destroy = destroy,
+    .harvest = harvest,
+    .arm = arm,
+};
