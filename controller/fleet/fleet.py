@@ -87,7 +87,8 @@ class Fleet:
                 return found[0]
             if found:
                 ids = ", ".join(f"{vm.identity.vm_id} on {host.node_id}" for host, vm in found[:8])
-                raise AmbiguousError(f"{len(found)} VMs have the {field.removeprefix('vm_')} {wanted!r}: {ids}; name one by its id")
+                what = field.removeprefix("vm_")
+                raise AmbiguousError(f"{len(found)} VMs have the {what} {wanted!r}: {ids}; name one by its id")
         raise NotFoundError(f"no VM {wanted!r}; 'frostline vms' lists those known")
 
     def forget_gone(self, now: float | None = None) -> list[str]:

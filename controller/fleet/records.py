@@ -22,6 +22,9 @@ class Session(Protocol):
     def send_command(self, command: wire.Command) -> bool:
         """Queue a command; False when too many wait already."""
 
+    def refresh(self, why: str) -> None:
+        """Ask for a full report now instead of waiting for the next one."""
+
     def close(self, code: str, text: str) -> None:
         """End the stream with a gRPC status code name and a reason."""
 

@@ -104,7 +104,8 @@ def _allowed(vm: VmSnapshot, flags: Flags, rule: Rule, cold_bytes: int) -> tuple
     limit, reason, sentence = _tightest(vm, rule, cold_bytes)
     if flags.frozen:
         # Pages that came back since do not go again, and nobody is made to fault everything in by a freeze.
-        return away, pb.REASON_FROZEN, f"{label}: the {flags.frozen} is frozen, nothing new is evicted ({_size(away)} away)."
+        sentence = f"{label}: the {flags.frozen} is frozen, nothing new is evicted ({_size(away)} away)."
+        return away, pb.REASON_FROZEN, sentence
     if vm.scans < WARMUP_SCANS:
         sentence = f"{label} warms up: {vm.scans} of {WARMUP_SCANS} scans done, ages are not known yet."
         return min(away, limit), pb.REASON_WARMUP, sentence
