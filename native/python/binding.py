@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Final
 
-from frostline.native._frostline import ffi, lib
+from frostline.native import _frostline
 
 __all__ = ["NativeError", "check", "ffi", "lib", "text"]
+
+# Structs have the fields of frostline.h, of which no type checker knows.
+ffi: Final[Any] = _frostline.ffi
+lib: Final[Any] = _frostline.lib
 
 
 class NativeError(OSError):
@@ -21,7 +26,7 @@ def check(result: int, tried: str) -> int:
     raise NativeError(-result, f"{tried}: {os.strerror(-result)}")
 
 
-def text(chars: object) -> str:
+def text(chars: Any) -> str:
     """A C string as str; bytes that are not UTF-8 are replaced, for they are only shown to people."""
     raw: bytes = ffi.string(chars)
     return raw.decode("utf-8", "replace")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables for people. Colour says nothing that a word does not say too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from frostline.agent.probe import Probe
+from frostline.wire.units import format_duration, format_size
+
+
+def print_probe(probe: Probe, console: Console) -> None:
+    """The kernel's features, the choice that follows, and each VMM."""
+    table = Table(title=f"Kernel {probe.kernel_release}", title_justify="left")
+    for column in ("feature", "there", "needed", "what for"):
+        table.add_column(column)
+    for feature in probe.features:
+        there = "[green]yes[/]" if feature.there else ("[red]no[/]" if feature.needed else "[dim]no[/]")
+        table.add_row(feature.name, there, "yes" if feature.needed else "", feature.purpose)
+    console.print(table)
+    table = Table(title="Trackers", title_justify="left")
+    for column in ("tracker", "kernel allows", "chosen", "why"):
+        table.add_column(column)
+    for tracker in probe.trackers:
+        chosen = "[green]chosen[/]" if tracker.chosen else ""
+        table.add_row(tracker.name, "yes" if tracker.kernel_allows else "no", chosen, tracker.why)
+    console.print(table)
+    console.print(f"freeze method: [bold]{probe.freeze_method}[/] ({probe.freeze_why})")
+    if not probe.vmms:
+        console.print("No QEMU process was found.")
+        return
+    table = Table(title="VMMs", title_justify="left")
+    for column in ("name", "pid", "memory", "regions", "served", "what was found"):
+        table.add_column(column, justify="right" if column in ("pid", "memory", "regions") else "left")
+    for vmm in probe.vmms:
+        if vmm.served_by_pid:
+            served = f"[green]by pager {vmm.served_by_pid}[/]"
+        elif vmm.refusal:
+            served = f"[red]refused: {vmm.refusal}[/]"
+        else:
+            served = "possible"
+        memory = format_size(vmm.memory_bytes) if vmm.memory_bytes else "-"
+        table.add_row(escape(vmm.name), str(vmm.pid), memory, str(vmm.regions), served, escape(vmm.sentence))
+    console.print(table)
+
+
+def print_status(status: dict[str, Any], console: Console) -> None:
+    """The agent in a line, its VMs in a table, and a sentence for each that is not served."""
+    agent = status["agent"]
+    if agent["mode"] == "standalone":
+        link = "standalone, by its own policy file"
+    elif agent["connected"]:
+        link = f"session with {agent['controller_id']} for {_ago(agent['session_seconds'])}"
+    else:
+        link = (
+            f"[red]no session[/] for {_ago(agent['session_seconds'])}: {escape(agent['last_error'] or 'not yet tried')}"
+        )
+    evict = "allowed" if agent["allow_evict"] else "[yellow]not allowed by this host[/]"
+    console.print(f"[bold]{escape(agent['node_id'])}[/]: {link}; eviction {evict}; epoch {agent['highest_epoch']}")
+    table = Table()
+    for column in (
+        "VM",
+        "pid",
+        "phase",
+        "mode",
+        "memory",
+        "resident",
+        "away",
+        "may be away",
+        "lease",
+        "pool",
+        "faults",
+    ):
+        numeric = column not in ("VM", "phase", "mode")
+        table.add_column(column, justify="right" if numeric else "left")
+    for vm in status["vms"]:
+        pager, grant = vm["pager"] or {}, vm["grant"] or {}
+        table.add_row(
+            escape(vm["name"]),
+            str(vm["pid"]),
+            _phase(vm),
+            grant.get("mode", "-"),
+            format_size(vm["memory_bytes"]),
+            _size(pager, "resident_bytes"),
+            _size(pager, "evicted_bytes"),
+            _size(pager, "budget_bytes"),
+            format_duration(round(pager["lease_seconds"], 1)) if pager else "-",
+            _size(pager, "pool_bytes"),
+            str(pager.get("faults", "-")),
+        )
+    console.print(table)
+    for vm in status["vms"]:
+        if vm["refusal"]:
+            console.print(f"{escape(vm['name'])} is not served ({vm['refusal']}): {escape(vm['refusal_detail'])}")
+        elif vm["grant"]:
+            console.print(f"{escape(vm['name'])}: {vm['grant']['reason']}, {escape(vm['grant']['why'])}")
+
+
+def _phase(vm: dict[str, Any]) -> str:
+    phase = str(vm["phase"])
+    if vm["held_by_operator"]:
+        phase += " (held)"
+    colour = {"served": "green", "refused": "red", "foreign": "yellow"}.get(vm["phase"], "default")
+    return f"[{colour}]{phase}[/]"
+
+
+def _size(pager: dict[str, Any], key: str) -> str:
+    return format_size(pager[key]) if pager else "-"
+
+
+def _ago(seconds: float | None) -> str:
+    return format_duration(round(seconds or 0.0), parts=2)
