@@ -19,9 +19,9 @@
 
 /* Plain data, kept in the vault's header for the pagers to come. */
 struct fl_attachment {
-    int32_t vmm_uffd;          /* descriptor numbers in the VMM */
+    int32_t vmm_uffd; /* descriptor numbers in the VMM */
     int32_t vmm_vault;
-    uint64_t gate_code;        /* VMM addresses; the data follow the code */
+    uint64_t gate_code; /* VMM addresses; the data follow the code */
     uint64_t gate_data;
     uint64_t stop_ns;          /* how long the main thread was stopped */
     uint64_t start_time_ticks; /* of the VMM: tells a reused pid */
@@ -47,5 +47,11 @@ int fl_attach_undo(int pid, const struct fl_attachment *attachment, struct fl_re
  * VMM is another one, or its descriptors are not what the attachment says; else the system's negative errno.
  */
 int fl_attach_borrow(int pid, const struct fl_attachment *attachment, int *uffd, int *vault);
+
+/*
+ * What fl_attach() would have returned, from what is found in the VMM: for a successor of a pager that died before
+ * it could write the attachment down. -ENOENT: nothing there. -ESTALE: only a part of it is.
+ */
+int fl_attach_recover(int pid, struct fl_attachment *out);
 
 #endif

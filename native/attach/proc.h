@@ -11,8 +11,9 @@
 /* What we need of /proc/PID/status and /proc/PID/stat. */
 struct fl_proc_status {
     char comm[32];
-    char state; /* as in stat: R S D T t Z X */
-    int tracer_pid;
+    char state;     /* as in stat: R S D T t Z X */
+    int group_pid;  /* of the process, when asked about a thread */
+    int tracer_pid; /* a thread's */
     int parent_pid;
     uint32_t uid; /* effective */
     uint32_t seccomp_mode;
@@ -48,7 +49,8 @@ int fl_proc_fds(int pid, int (*visit)(int fd, const char *link, void *context), 
  * Reads /proc/PID/smaps and calls `visit` for each mapping with its VmFlags line and its page size. Walks page
  * tables: slow for large processes.
  */
-int fl_proc_smaps(int pid, int (*visit)(const struct fl_proc_map *map, const char *flags, uint64_t page_bytes, void *context),
+int fl_proc_smaps(int pid,
+                  int (*visit)(const struct fl_proc_map *map, const char *flags, uint64_t page_bytes, void *context),
                   void *context);
 
 /* Read a small file of /proc whole, zero-terminated. */

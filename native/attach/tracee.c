@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "attach/tracee.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#ifndef PTRACE_EVENT_STOP
+#define PTRACE_EVENT_STOP 128
+#endif
+
+#define SPIN_NS 300000  /* look without sleeping for as long as a stop normally takes */
+#define SLEEP_NS 50000  /* between looks after that */
+#define KERNEL_SIGSET 8 /* bytes of the kernel's signal set */
+#define SYSCALL_STOP (SIGTRAP | 0x80)
+
+uint64_t fl_monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void fl_pause_ns(uint64_t ns) {
+    struct timespec time = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    nanosleep(&time, NULL);
+}
+
+int fl_tracee_seize(int tid) {
+    return ptrace(PTRACE_SEIZE, tid, NULL, PTRACE_O_TRACESYSGOOD) ? -errno : 0;
+}
+
+int fl_tracee_resume(int tid) {
+    return ptrace(PTRACE_CONT, tid, NULL, NULL) ? -errno : 0;
+}
+
+int fl_tracee_detach(int tid) {
+    return ptrace(PTRACE_DETACH, tid, NULL, NULL) ? -errno : 0;
+}
+
+/* Wait for the next stop until `deadline_ns` (0: as long as it takes). 0, -ETIMEDOUT or -ESRCH. */
+static int wait_for_stop(int tid, uint64_t deadline_ns, int *status) {
+    uint64_t started = fl_monotonic_ns();
+    for (;;) {
+        int got = waitpid(tid, status, __WALL | WNOHANG);
+        if (got == tid) {
+            return WIFSTOPPED(*status) ? 0 : -ESRCH;
+        }
+        if (got < 0 && errno != EINTR) {
+            return -ESRCH;
+        }
+        uint64_t now = fl_monotonic_ns();
+        if (deadline_ns && now >= deadline_ns) {
+            return -ETIMEDOUT;
+        }
+        if (now - started < SPIN_NS) {
+            sched_yield();
+        } else {
+            fl_pause_ns(SLEEP_NS);
+        }
+    }
+}
+
+static bool is_event_stop(int status) {
+    return status >> 16 == PTRACE_EVENT_STOP;
+}
+
+int fl_tracee_stop(int tid, uint64_t limit_ns) {
+    uint64_t deadline = fl_monotonic_ns() + limit_ns;
+    if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL)) {
+        return -errno;
+    }
+    for (;;) {
+        int status = 0;
+        int error = wait_for_stop(tid, deadline, &status);
+        if (error) {
+            return error;
+        }
+        if (is_event_stop(status)) {
+            return WSTOPSIG(status) == SIGTRAP ? 0 : -EAGAIN;
+        }
+        /* A signal came first and took the place of our stop: ask again, then let it be delivered. */
+        int signal = WSTOPSIG(status) == SYSCALL_STOP ? 0 : WSTOPSIG(status);
+        if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) || ptrace(PTRACE_CONT, tid, NULL, (void *)(intptr_t)signal)) {
+            return -errno;
+        }
+    }
+}
+
+int fl_tracee_step_call(int tid) {
+    int seen = 0; /* the entry, then the exit */
+    int signal = 0;
+    while (seen < 2) {
+        int status = 0;
+        if (ptrace(PTRACE_SYSCALL, tid, NULL, (void *)(intptr_t)signal) || wait_for_stop(tid, 0, &status)) {
+            return -ESRCH;
+        }
+        signal = 0;
+        if (is_event_stop(status)) {
+            continue; /* job control; it runs on for us and stops for good when let go */
+        }
+        if (WSTOPSIG(status) == SYSCALL_STOP) {
+            seen++;
+        } else {
+            signal = WSTOPSIG(status); /* SIGSTOP, which cannot be blocked */
+        }
+    }
+    return 0;
+}
+
+int fl_tracee_block_signals(int tid, uint64_t *saved) {
+    uint64_t all = ~(uint64_t)0;
+    if (ptrace(PTRACE_GETSIGMASK, tid, KERNEL_SIGSET, saved) || ptrace(PTRACE_SETSIGMASK, tid, KERNEL_SIGSET, &all)) {
+        return -errno;
+    }
+    return 0;
+}
+
+int fl_tracee_restore_signals(int tid, uint64_t saved) {
+    return ptrace(PTRACE_SETSIGMASK, tid, KERNEL_SIGSET, &saved) ? -errno : 0;
+}
