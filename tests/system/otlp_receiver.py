@@ -135,7 +135,9 @@ class OtlpReceiver:
             futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="otlp-receiver"),
             options=[("grpc.max_receive_message_length", 16 * 2**20), ("grpc.so_reuseport", 0)],
         )
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Servicer(self), self._server)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            _Servicer(self), self._server
+        )
         self.port: int = self._server.add_insecure_port(f"{host}:0")
         self.endpoint = f"{host}:{self.port}"
 

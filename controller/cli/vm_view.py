@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One VM on a screen: where its memory is, what it may have away and why, how faults go, and its histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from frostline.controller.cli.document import saved_bytes
+from frostline.controller.cli.histogram import EVICTED_STYLE, RESIDENT_STYLE, draw, stacked_bar
+from frostline.controller.cli.screen import Screen
+from frostline.controller.cli.tables import ago, name_of, nanoseconds, why
+from frostline.controller.cli.words import (
+    REASON_SENTENCES,
+    clean,
+    mode_word,
+    pager_word,
+    reason_word,
+    refusal_word,
+    style_of,
+)
+from frostline.v1 import common_pb2, operator_pb2
+from frostline.wire.units import format_duration, format_size
+
+
+def vm_view(vm: operator_pb2.Vm, screen: Screen) -> RenderableType:
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for label, value in _facts(vm, screen):
+        facts.add_row(label, value)
+    parts: list[RenderableType] = [_title(vm, screen), Text(""), _memory_bar(vm, screen), facts]
+    if vm.state.HasField("histogram"):
+        parts += [
+            Text(""),
+            Text("Guest memory by how long it has been idle, and promotions by the age then", style="bold"),
+            *_histogram(vm, screen),
+        ]
+    return Group(*parts)
+
+
+def _title(vm: operator_pb2.Vm, screen: Screen) -> Text:
+    dot = f" {screen.glyphs.bullet} "
+    title = Text(name_of(vm), style="bold")
+    title.append(f"  on {clean(vm.node_id)}", style="")
+    words = [mode_word(vm.decision.mode), pager_word(vm.state.pager_state) or "not attached"]
+    if vm.decision.policy_class:
+        words.insert(1, f"class {clean(vm.decision.policy_class)}")
+    for word in filter(None, words):
+        title.append(dot, style="not bold")
+        title.append(word, style=f"not bold {style_of(word)}".strip())
+    return title
+
+
+def _memory_bar(vm: operator_pb2.Vm, screen: Screen) -> Text:
+    state, glyphs = vm.state, screen.glyphs
+    width = min(100, screen.width)
+    memory = state.memory_bytes or vm.identity.memory_bytes
+    untouched = max(0, memory - state.resident_bytes - state.evicted_bytes)
+    if not memory:
+        return Text("")
+    return stacked_bar(
+        [
+            (state.resident_bytes, glyphs.resident, RESIDENT_STYLE),
+            (state.evicted_bytes, glyphs.evicted, EVICTED_STYLE),
+            (untouched, glyphs.empty, "dim"),
+        ],
+        memory,
+        width,
+    )
+
+
+def _facts(vm: operator_pb2.Vm, screen: Screen) -> Iterator[tuple[str, Text]]:
+    identity, state = vm.identity, vm.state
+    memory = state.memory_bytes or identity.memory_bytes
+    untouched = max(0, memory - state.resident_bytes - state.evicted_bytes)
+    yield (
+        "memory",
+        Text.assemble(
+            f"{format_size(memory)}: ",
+            (f"{screen.glyphs.resident} ", RESIDENT_STYLE),
+            f"{format_size(state.resident_bytes)} in RAM, ",
+            (f"{screen.glyphs.evicted} ", EVICTED_STYLE),
+            f"{format_size(state.evicted_bytes)} away, ",
+            (f"{screen.glyphs.empty} ", "dim"),
+            f"{format_size(untouched)} untouched",
+        ),
+    )
+    yield "saved", Text(_saved(state))
+    yield "working set", Text(f"{format_size(state.working_set_bytes)} touched in the last 120 s")
+    yield "budget", _budget(vm)
+    yield "why", _why(vm)
+    if state.refusal:
+        detail = f": {clean(state.refusal_detail)}" if state.refusal_detail else ""
+        yield "refused", Text(f"{refusal_word(state.refusal)}{detail}", style="bold red")
+    if vm.HasField("ack") and not vm.ack.accepted:
+        detail = f": {clean(vm.ack.detail)}" if vm.ack.detail else ""
+        yield "not accepted", Text(f"{reason_word(vm.ack.reason) or 'no reason given'}{detail}", style="yellow")
+    yield "away as", Text(_tiers(state))
+    yield "faults", Text(_faults(state))
+    yield "pager", Text(_pager(state))
+    errors = _errors(state.counters)
+    if errors:
+        yield "damage", Text(errors, style="bold red")
+    yield "report", Text(f"{ago(vm.report_age_seconds)} ago")
+    where = f", UUID {clean(identity.uuid)}" if identity.uuid and identity.uuid != identity.vm_id else ""
+    yield "id", Text(f"{clean(identity.vm_id)}{where}, VMM pid {identity.pid}")
+
+
+def _saved(state: common_pb2.VmState) -> str:
+    if not state.evicted_bytes:
+        return f"nothing: nothing is away, and metadata takes {format_size(state.metadata_bytes)}"
+    return (
+        f"{format_size(saved_bytes(state))} of host RAM: what is away, less {format_size(state.pool_bytes)} of pool "
+        f"and {format_size(state.metadata_bytes)} of metadata"
+    )
+
+
+def _budget(vm: operator_pb2.Vm) -> Text:
+    state, decision = vm.state, vm.decision
+    if decision.mode == common_pb2.MODE_PLAN:
+        return Text(f"plan: {format_size(decision.planned_bytes)} could be away; none is sent in this mode")
+    text = Text(f"desired {format_size(decision.budget_bytes)} (version {decision.version}), ")
+    differs = state.effective_budget_bytes != decision.budget_bytes
+    text.append(
+        f"in force {format_size(state.effective_budget_bytes)} (version {state.effective_version})",
+        style="yellow" if differs else "",
+    )
+    if state.lease_remaining_seconds > 0:
+        text.append(f", lease {ago(state.lease_remaining_seconds)} left")
+    elif state.effective_budget_bytes:
+        text.append(", lease run out", style="bold red")
+    return text
+
+
+def _why(vm: operator_pb2.Vm) -> Text:
+    word = why(vm)
+    reason = reason_word(vm.decision.reason)
+    sentence = clean(vm.decision.sentence) or REASON_SENTENCES.get(reason, "")
+    text = Text(word, style=style_of(word))
+    if sentence:
+        text.append(f": {sentence}", style="")
+    return text
+
+
+def _tiers(state: common_pb2.VmState) -> str:
+    if not state.evicted_bytes:
+        return "nothing is away"
+    parts = []
+    if state.evicted_zero_bytes:
+        parts.append(f"{format_size(state.evicted_zero_bytes)} zero")
+    if state.evicted_same_bytes:
+        parts.append(f"{format_size(state.evicted_same_bytes)} same-filled")
+    if state.evicted_ram_bytes:
+        ratio = f", {state.evicted_ram_bytes / state.stored_bytes:.1f}:1" if state.stored_bytes else ""
+        parts.append(f"{format_size(state.evicted_ram_bytes)} compressed to {format_size(state.stored_bytes)}{ratio}")
+    return ", ".join(parts) or format_size(state.evicted_bytes)
+
+
+def _faults(state: common_pb2.VmState) -> str:
+    counters = state.counters
+    if not counters.faults:
+        return "none served yet"
+    return (
+        f"{counters.faults:,} served, p50 {nanoseconds(state.fault_p50_ns)}, p99 {nanoseconds(state.fault_p99_ns)}; "
+        f"vCPUs waited {nanoseconds(counters.stall_ns)} in all"
+    )
+
+
+def _pager(state: common_pb2.VmState) -> str:
+    word = pager_word(state.pager_state)
+    if not word:
+        return "none"
+    brake = f", brake {state.brake_permille / 10:.1f} %" if state.brake_permille else ""
+    took_over = f", taken over {state.counters.takeovers} times" if state.counters.takeovers else ""
+    every = f" every {format_duration(state.scan_interval_seconds)}" if state.scan_interval_seconds > 0 else ""
+    return (
+        f"{word}, pid {state.pager_pid}, attached {ago(state.attached_seconds)}, "
+        f"{state.counters.scans:,} scans{every}, {state.counters.evictions:,} evictions{brake}{took_over}"
+    )
+
+
+def _errors(counters: common_pb2.Counters) -> str:
+    found = [
+        f"{count:,} {what}"
+        for count, what in (
+            (counters.checksum_errors, "checksum errors"),
+            (counters.poisoned_pages, "poisoned pages"),
+            (counters.scan_failures, "failed scans"),
+        )
+        if count
+    ]
+    return ", ".join(found)
+
+
+def _histogram(vm: operator_pb2.Vm, screen: Screen) -> list[RenderableType]:
+    return list(draw(vm.state.histogram, min(screen.width, 120), screen.glyphs))
