@@ -18,6 +18,7 @@ from frostline.wire.channels import Address, make_channel
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
+_LISTED: Final = "`frostline vms` and `frostline hosts` list what there is"
 # How long the second look may take that tells a controller without a store from no controller.
 _SECOND_LOOK_SECONDS: Final = 2.0
 # The server answers a waiting drain shortly before the deadline; leave it that.
@@ -69,7 +70,12 @@ class OperatorClient:
 
     async def get_policy(self, version: int) -> operator_pb2.Policy:
         tried = f"get policy version {version}" if version else "get the policy in force"
-        answer = await self._call(tried, self._stub.GetPolicy, operator_pb2.GetPolicyRequest(version=version))
+        answer = await self._call(
+            tried,
+            self._stub.GetPolicy,
+            operator_pb2.GetPolicyRequest(version=version),
+            missing="`frostline policy list` lists the versions that are kept",
+        )
         return answer.policy
 
     async def list_policies(self, limit: int) -> operator_pb2.ListPoliciesResponse:
@@ -84,7 +90,10 @@ class OperatorClient:
 
     async def unfreeze(self, node_id: str, vm: str) -> operator_pb2.UnfreezeResponse:
         return await self._call(
-            f"unfreeze {scope(node_id, vm)}", self._stub.Unfreeze, operator_pb2.UnfreezeRequest(node_id=node_id, vm=vm)
+            f"unfreeze {scope(node_id, vm)}",
+            self._stub.Unfreeze,
+            operator_pb2.UnfreezeRequest(node_id=node_id, vm=vm),
+            missing="`frostline hosts` and `frostline explain VM` show what is frozen",
         )
 
     async def drain(self, vm: str, *, wait_seconds: float | None) -> operator_pb2.DrainResponse:
@@ -92,7 +101,7 @@ class OperatorClient:
         waits = wait_seconds is not None
         limit = wait_seconds + _DEADLINE_MARGIN_SECONDS if wait_seconds is not None else None
         return await self._call(
-            f"drain VM {vm!r}", self._stub.Drain, operator_pb2.DrainRequest(vm=vm, wait=waits), limit
+            f"drain VM {vm!r}", self._stub.Drain, operator_pb2.DrainRequest(vm=vm, wait=waits), limit_seconds=limit
         )
 
     async def watch(self, vm: str, interval_seconds: float) -> AsyncIterator[operator_pb2.WatchResponse]:
@@ -108,15 +117,24 @@ class OperatorClient:
             call.cancel()
 
     async def _call(
-        self, tried: str, method: Callable[..., Awaitable[Answer]], request: object, limit_seconds: float | None = None
+        self,
+        tried: str,
+        method: Callable[..., Awaitable[Answer]],
+        request: object,
+        *,
+        limit_seconds: float | None = None,
+        missing: str = _LISTED,
     ) -> Answer:
+        """One call; `missing` is what to do when what it names is not there."""
         try:
             return await method(request, timeout=limit_seconds or self.timeout_seconds)
         except grpc.aio.AioRpcError as error:
-            raise await self._explained(error, tried) from error
+            raise await self._explained(error, tried, missing=missing) from error
 
-    async def _explained(self, error: grpc.aio.AioRpcError, tried: str, *, reads: bool = False) -> CliError:
-        explained = from_rpc(error, tried, str(self.address))
+    async def _explained(
+        self, error: grpc.aio.AioRpcError, tried: str, *, reads: bool = False, missing: str = _LISTED
+    ) -> CliError:
+        explained = from_rpc(error, tried, str(self.address), not_found_todo=missing)
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return explained
         # UNAVAILABLE is both "no controller" and "no store": a controller that still answers tells them apart. Reads

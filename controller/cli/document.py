@@ -45,6 +45,7 @@ def host_document(host: operator_pb2.Host) -> Json:
         "epoch": host.epoch,
         "frozen": host.frozen,
         "agent_version": host.agent_version,
+        "note": host.note or None,
     }
 
 
@@ -52,6 +53,7 @@ def hosts_document(answer: operator_pb2.ListHostsResponse) -> Json:
     return {
         "hosts": [host_document(host) for host in answer.hosts],
         "store_available": answer.store_available,
+        "store_problem": answer.store_problem or None,
         "policy_version": answer.policy_version,
         "fleet_frozen": answer.fleet_frozen,
     }

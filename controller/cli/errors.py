@@ -34,11 +34,8 @@ _WHAT_TO_DO: Final[dict[grpc.StatusCode, str]] = {
     grpc.StatusCode.UNAVAILABLE: "is frostline-controller running there? name another with --controller or "
     "FROSTLINE_CONTROLLER",
     grpc.StatusCode.DEADLINE_EXCEEDED: "it may be busy or hung: look at its log, or give it longer with --timeout",
-    grpc.StatusCode.NOT_FOUND: "`frostline vms` and `frostline hosts` list what there is",
-    grpc.StatusCode.FAILED_PRECONDITION: "use the id instead of the name; `frostline vms --json` shows ids",
     grpc.StatusCode.ABORTED: "`frostline policy list` shows what is in force now; look at it, then put yours again",
     grpc.StatusCode.ALREADY_EXISTS: "`frostline policy list` shows what is in force now",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "wait a little and try again",
     grpc.StatusCode.UNIMPLEMENTED: "that controller is older than this command; compare the versions",
 }
 STORE_TODO: Final = "nothing was changed and the last known policy stays in force; bring Redis back, then try again"
@@ -92,7 +89,7 @@ class CliError(Exception):
         }
 
 
-def from_rpc(error: grpc.aio.AioRpcError, tried: str, on: str) -> CliError:
+def from_rpc(error: grpc.aio.AioRpcError, tried: str, on: str, *, not_found_todo: str = "") -> CliError:
     """An RPC's error in our words. UNAVAILABLE is taken for an unreachable controller; the caller knows better
     when the controller itself still answers (see OperatorClient)."""
     code = error.code()
@@ -101,7 +98,7 @@ def from_rpc(error: grpc.aio.AioRpcError, tried: str, on: str) -> CliError:
         tried,
         on=f"the controller at {on}",
         said=_said(error),
-        todo=_WHAT_TO_DO.get(code, ""),
+        todo=not_found_todo if code is grpc.StatusCode.NOT_FOUND else _WHAT_TO_DO.get(code, ""),
         violations=violations_of(error),
     )
 

@@ -163,6 +163,7 @@ def drain(
     }
     if answer.done:
         cli.answer(document, Text(f"VM {clean(vm)} is drained: nothing of it is away."))
+        cli.note(f"It stays frozen until: frostline unfreeze{_scope_options('', vm)}")
         return
     from frostline.wire.units import format_size
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from frostline.controller.cli.document import saved_bytes
 from frostline.controller.cli.screen import Screen
+from frostline.controller.cli.words import clean
 from frostline.v1 import operator_pb2
 from frostline.wire.units import format_size
 
@@ -27,10 +28,14 @@ def fleet_line(answer: operator_pb2.ListHostsResponse, screen: Screen) -> Text:
             f"policy version {answer.policy_version}" if answer.policy_version else "no policy put yet",
         )
     )
+    for host in hosts:
+        if host.note:
+            text.append(f"\n{clean(host.node_id)}: {clean(host.note)}", style="yellow")
     if answer.fleet_frozen:
         text.append("\nthe fleet is frozen: nothing new is evicted", style="yellow")
     if not answer.store_available:
-        text.append("\nthe state store is away: policy is the last known, changes are refused", style="bold red")
+        problem = f" ({clean(answer.store_problem)})" if answer.store_problem else ""
+        text.append(f"\nthe state store is away{problem}: policy is the last known, changes are refused", "bold red")
     return text
 
 

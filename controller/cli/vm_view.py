@@ -174,7 +174,9 @@ def _pager(state: common_pb2.VmState) -> str:
     word = pager_word(state.pager_state)
     if not word:
         return "none"
-    brake = f", brake {state.brake_permille / 10:.1f} %" if state.brake_permille else ""
+    # 1000 is no brake at all; 0 is also what an agent says that has no pager yet.
+    braked = 0 < state.brake_permille < 1000 or state.holding_back == common_pb2.REASON_BRAKE
+    brake = f", the brake leaves {state.brake_permille / 10:g} % of the budget" if braked else ""
     took_over = f", taken over {state.counters.takeovers} times" if state.counters.takeovers else ""
     every = f" every {format_duration(state.scan_interval_seconds)}" if state.scan_interval_seconds > 0 else ""
     return (

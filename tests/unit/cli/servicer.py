@@ -279,6 +279,7 @@ def fill(servicer: Servicer) -> None:
             epoch=3,
             agent_version="0.1.0",
             frozen=True,
+            note="two agents say that they are it",
         ),
     ]
     servicer.policies = [

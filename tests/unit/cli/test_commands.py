@@ -19,11 +19,12 @@ from tests.unit.cli.servicer import RunningServer
 def test_hosts_for_people(frostline: Command) -> None:
     run = frostline("hosts")
     assert run.code == 0
-    head, first, second, _blank, total = run.out.splitlines()
+    head, first, second, _blank, total, note = run.out.splitlines()
     assert head.split()[:2] == ["HOST", "STATE"]
     assert first.split()[:2] == ["node-a", "connected"]
     assert "suspect: frozen" in second and "17 of 18" in second
     assert total == "2 hosts · 5 VMs · 1.19 GiB away · 886 MiB of RAM saved · policy version 12"
+    assert note == "node-b.rack-12.example: two agents say that they are it"
 
 
 def test_hosts_for_scripts(frostline: Command) -> None:
@@ -105,7 +106,7 @@ def test_trouble_is_shown(frostline: Command, server: RunningServer) -> None:
     vm.ack.reason = common_pb2.REASON_EPOCH
     vm.ack.detail = "epoch 3 is older than 4"
     out = frostline("vm", "web-1", width=200).out
-    for expected in ("2 checksum errors", "taken over 3 times", "brake 25.0 %", "lease run out"):
+    for expected in ("2 checksum errors", "taken over 3 times", "the brake leaves 25 % of the budget", "lease run out"):
         assert expected in out
     assert "not accepted  epoch: epoch 3 is older than 4" in out
     assert "nack: epoch" in frostline("vms", width=160).out
