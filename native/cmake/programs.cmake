@@ -23,18 +23,22 @@ endfunction()
 
 # TSan's shadow memory does not fit a kernel that randomises addresses by 32 bits.
 set(fl_launcher)
+# Names and lines in a sanitizer's report, with no more than binutils.
+set(fl_test_environment "ASAN_OPTIONS=allow_addr2line=1" "UBSAN_OPTIONS=allow_addr2line=1:print_stacktrace=1"
+  "TSAN_OPTIONS=allow_addr2line=1")
 if(FL_SANITIZE STREQUAL "thread")
   find_program(FL_SETARCH setarch REQUIRED)
   set(fl_launcher ${FL_SETARCH} -R)
 endif()
 
+if(TARGET frostline-pager)
+  list(APPEND fl_test_environment "FROSTLINE_PAGER=$<TARGET_FILE:frostline-pager>")
+endif()
 fl_programs(tests "test_[^/]*\\.c" fl_tests)
 foreach(name IN LISTS fl_tests)
   add_test(NAME ${name} COMMAND ${fl_launcher} $<TARGET_FILE:${name}>)
-  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${FL_TEST_SECONDS})
-  if(TARGET frostline-pager)
-    set_tests_properties(${name} PROPERTIES ENVIRONMENT "FROSTLINE_PAGER=$<TARGET_FILE:frostline-pager>")
-  endif()
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${FL_TEST_SECONDS}
+    ENVIRONMENT "${fl_test_environment}")
 endforeach()
 
 fl_programs(bench "bench_[^/]*\\.c" fl_benches)
