@@ -24,6 +24,8 @@ from frostline.wire.units import format_rate, format_size
 
 # The host-wide pool limit binds at its value and lets go a tenth below, so that it does not flap.
 POOL_RELEASE: Final = 0.9
+# A budget that moves by less than this share of the VM's memory is no news for people.
+QUIET_STEP: Final = 0.02
 
 Reason = common_pb2.Reason
 _log: Final = structlog.stdlib.get_logger("frostline.agent.budget")
@@ -220,10 +222,11 @@ class Authority:
 
 
 def _say(vm: ManagedVm, grant: Grant, version: int) -> None:
-    """One line for each change; the renewal of a lease is none."""
+    """One line for each change; the renewal of a lease is none, and small steps are for debugging."""
     if grant == vm.grant:
         return
-    _log.info(
+    log = _log.debug if vm.grant is not None and _small_step(vm.grant, grant, vm.memory_bytes) else _log.info
+    log(
         "budget",
         vm=vm.vmm.name,
         vm_id=vm.vm_id,
@@ -236,6 +239,11 @@ def _say(vm: ManagedVm, grant: Grant, version: int) -> None:
         why=grant.sentence,
         version=version,
     )
+
+
+def _small_step(old: Grant, new: Grant, memory_bytes: int) -> bool:
+    same = replace(new, bytes=old.bytes, sentence=old.sentence) == old
+    return same and (old.bytes == 0) == (new.bytes == 0) and abs(new.bytes - old.bytes) < QUIET_STEP * memory_bytes
 
 
 def _word(reason: common_pb2.Reason.ValueType) -> str:

@@ -33,7 +33,8 @@ Mode = common_pb2.Mode
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """What judging needs to know of a VM. ``refusal_detail`` is empty when nothing speaks against serving it."""
+    """What judging needs to know of a VM. ``refusal_detail`` is empty when nothing speaks against serving it;
+    ``foreign``: another agent's pager serves it; ``held``: detached by hand on this host."""
 
     vm_id: str
     uuid: str
@@ -41,6 +42,7 @@ class VmFacts:
     memory_bytes: int
     refusal_detail: str = ""
     foreign: bool = False
+    held: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,6 +170,8 @@ def _judge_vm(
 
 
 def _result_of(grant: Grant, facts: VmFacts) -> session_pb2.VmBudgetResult:
+    if facts.held:
+        return _nack(facts.vm_id, Reason.REASON_LIMITED_LOCALLY, "an operator on the host keeps it detached")
     if facts.refusal_detail:
         return _nack(facts.vm_id, Reason.REASON_UNSAFE, facts.refusal_detail)
     if facts.foreign:

@@ -79,6 +79,7 @@ class LimitsDocument(_Strict):
     allow_evict: bool = False
     observe_unasked: bool = True
     denied: _Names = Field(default_factory=list)
+    only: _Names | None = None
     max_away: Annotated[Amount, BeforeValidator(_amount)] = Amount(percent=100.0)
     min_resident: Annotated[Amount, BeforeValidator(_amount)] = Amount(bytes=0)
     max_rate: Annotated[int, BeforeValidator(parse_rate)] = 0
@@ -116,6 +117,8 @@ class Limits:
     def denied(self, names: Iterable[str]) -> bool:
         """Whether a VM with these names (id, UUID, name) must never be attached to."""
         known = [name for name in names if name]
+        if self.document.only is not None and not any(name in self.document.only for name in known):
+            return True
         return any(name in self.document.denied for name in known) or any(rule.denied for rule in self._rules(known))
 
     def vm_class(self, names: Iterable[str]) -> str:

@@ -139,7 +139,13 @@ class ManagedVm:
     def facts(self) -> VmFacts:
         detail = self.refusal_detail if self.phase is Phase.REFUSED else ""
         return VmFacts(
-            self.vm_id, self.vmm.uuid, self.vmm.name, self.memory_bytes, detail, foreign=self.phase is Phase.FOREIGN
+            self.vm_id,
+            self.vmm.uuid,
+            self.vmm.name,
+            self.memory_bytes,
+            detail,
+            foreign=self.phase is Phase.FOREIGN,
+            held=self._held_by_operator,
         )
 
     def rename(self, vm_id: str) -> None:

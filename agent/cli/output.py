@@ -88,7 +88,6 @@ def print_status(status: dict[str, Any], console: Console) -> None:
             _size(pager, "resident_bytes"),
             _size(pager, "evicted_bytes"),
             _size(pager, "budget_bytes"),
-            format_duration(round(pager["lease_seconds"], 1)) if pager else "-",
             _size(pager, "pool_bytes"),
             str(pager.get("faults", "-")),
         )
