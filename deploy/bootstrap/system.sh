@@ -48,6 +48,7 @@ needs=(
     'C compiler clang (sanitizer runs)|clang|has clang'
     "clang's AddressSanitizer runtime|@clang-rt|works_sanitizer asan"
     "clang's ThreadSanitizer runtime|@clang-rt|works_sanitizer tsan"
+    "llvm-symbolizer (names in the sanitizers' reports)|llvm|has llvm-symbolizer"
     'cmake|cmake|has cmake'
     'ninja|ninja-build|has ninja'
     'pkg-config|pkg-config|has pkg-config'

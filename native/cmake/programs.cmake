@@ -23,9 +23,7 @@ endfunction()
 
 # TSan's shadow memory does not fit a kernel that randomises addresses by 32 bits.
 set(fl_launcher)
-# Names and lines in a sanitizer's report, with no more than binutils.
-set(fl_test_environment "ASAN_OPTIONS=allow_addr2line=1" "UBSAN_OPTIONS=allow_addr2line=1:print_stacktrace=1"
-  "TSAN_OPTIONS=allow_addr2line=1")
+set(fl_test_environment "UBSAN_OPTIONS=print_stacktrace=1")
 if(FL_SANITIZE STREQUAL "thread")
   find_program(FL_SETARCH setarch REQUIRED)
   set(fl_launcher ${FL_SETARCH} -R)
