@@ -13,6 +13,8 @@ from frostline.controller.state.store import Store
 from frostline.controller.telemetry.metrics import Metrics
 from frostline.v1 import operator_pb2 as op
 
+_STATES = {op.HOST_STATE_CONNECTED: "connected", op.HOST_STATE_SUSPECT: "suspect", op.HOST_STATE_GONE: "gone"}
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -43,7 +45,7 @@ class Gauges:
         vms = Counter({"off": 0, "observe": 0, "plan": 0, "enforce": 0})
         sums: Counter[str] = Counter()
         for host in self._fleet.hosts.values():
-            hosts[op.HostState.Name(self._fleet.host_state(host)).removeprefix("HOST_STATE_").lower()] += 1
+            hosts[_STATES.get(self._fleet.host_state(host), "gone")] += 1
         for _, vm in self._fleet.vms():
             if vm.decision is not None:
                 vms[vm.decision.mode.name.lower()] += 1

@@ -105,7 +105,7 @@ class OperatorService(rpc.OperatorServiceServicer):
         problem = "" if self._store.available else self._store.problem
         return explain(self._fleet, host, vm, store_problem=problem, epoch=self._hub.epoch)
 
-    async def Watch(  # type: ignore[override]  # noqa: N802
+    async def Watch(  # noqa: N802
         self, request: op.WatchRequest, context: Context
     ) -> AsyncIterator[op.WatchResponse]:
         try:

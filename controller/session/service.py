@@ -14,7 +14,7 @@ from frostline.controller.api.status import StatusError, abort, bad_request, ret
 from frostline.controller.fleet.fleet import MAX_HOSTS
 from frostline.controller.fleet.records import HostRecord
 from frostline.controller.session.hub import Hub
-from frostline.controller.session.stream import WRITE_SECONDS, Context, Stream
+from frostline.controller.session.stream import WRITE_SECONDS, Context, Stream, read
 from frostline.controller.session.validate import MAX_VMS, InvalidError, check_hello
 from frostline.v1 import session_pb2 as wire
 from frostline.v1 import session_pb2_grpc as rpc
@@ -59,13 +59,13 @@ class SessionService(rpc.SessionServiceServicer):
             raise retry_later(grpc.StatusCode.RESOURCE_EXHAUSTED, text, max(wait_seconds, 1.0))
         limit = self._hub.timing.hello_seconds
         try:
-            request = await asyncio.wait_for(context.read(), limit)
+            request = await asyncio.wait_for(read(context), limit)
         except TimeoutError:
             self._refused("no_hello")
             raise bad_request(f"no hello within {limit:g} s", [("hello", "must be the first message")]) from None
-        if request is grpc.aio.EOF or request.WhichOneof("message") != "hello":
+        if request is None or request.WhichOneof("message") != "hello":
             self._refused("no_hello")
-            said = "nothing" if request is grpc.aio.EOF else request.WhichOneof("message") or "an empty message"
+            said = "nothing" if request is None else request.WhichOneof("message") or "an empty message"
             raise bad_request(f"the stream began with {said}", [("hello", "must be the first message")])
         hello: wire.Hello = request.hello
         try:

@@ -36,6 +36,12 @@ RESYNC_SECONDS = 1.0
 SILENT_HEARTBEATS = 12
 
 
+async def read(context: Context) -> wire.SessionRequest | None:
+    """The agent's next message, None when it has closed its side."""
+    request: Any = await context.read()
+    return None if request is grpc.aio.EOF else request
+
+
 class Stream:
     """The open session of one host. Implements records.Session."""
 
@@ -100,8 +106,8 @@ class Stream:
 
     async def _read(self) -> None:
         while True:
-            request = await self._context.read()
-            if request is grpc.aio.EOF:
+            request = await read(self._context)
+            if request is None:
                 return
             now = time.monotonic()
             if self._bucket.take(now) > 0.0:

@@ -74,14 +74,14 @@ class Keeper:
         """Compare with Redis and put right whichever side is behind."""
         async with self._lock:
             hub, known_marker = self.hub, self._marker
-            marker, _, epoch, stored_version, freezes = await self._store.reconcile(
+            marker, fresh, epoch, stored_version, freezes = await self._store.reconcile(
                 hub.controller_id, hub.epoch, self._above
             )
             if epoch != hub.epoch:
                 _log.info("epoch", epoch=epoch, before=hub.epoch)
                 hub.epoch = epoch
                 self._fleet.wake_all()
-            lost = known_marker not in ("", marker)
+            lost = known_marker != "" and (fresh or marker != known_marker)
             self._marker = marker
             await self._keep_freezes(freezes, lost)
             await self._keep_policy(stored_version, lost)
