@@ -215,9 +215,7 @@ int main(int argc, char **argv) {
     memcpy(pristine_handles, handles, sizeof handles);
     test_handles();
     test_damage();
-#ifndef FL_SANITIZE_THREAD
     test_scribbling_peer();
-#endif
     free(pristine);
     free(pristine_map);
     fl_codec_destroy(codec);
