@@ -125,6 +125,14 @@ static bool repoison(struct fl_vm *vm, uint32_t region, uint64_t page) {
     return error != -EAGAIN;
 }
 
+/* Flipped bits in the table: whatever the entry says, it is not to be believed, least of all that nothing is stored. */
+static bool refuse_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+    fl_entry shown = fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0);
+    if (fl_swap_entry(vm, page, &entry, shown))
+        fl_poison(vm, region, page, shown);
+    return true;
+}
+
 /* Answer one fault. false: not now, keep it. */
 static bool answer(struct worker *worker, const struct fault *fault) {
     struct fl_vm *vm = worker->server->vm;
@@ -137,6 +145,8 @@ static bool answer(struct worker *worker, const struct fault *fault) {
         return true;
     }
     fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
+    if (!fl_entry_valid(entry))
+        return refuse_damaged(vm, region, page, entry);
     switch (fl_entry_state(entry)) {
     case FL_PAGE_EVICTED:
         return load(worker, fault, region, page, entry);
@@ -153,10 +163,6 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     case FL_PAGE_BUSY:
         return false; /* its owner needs microseconds; look again */
     }
-    /* Not a state at all: a flipped bit. Refuse to guess. */
-    fl_entry seen = entry;
-    if (fl_swap_entry(vm, page, &seen, fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0)))
-        fl_poison(vm, region, page, fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0));
     return true;
 }
 
