@@ -29,7 +29,7 @@ MAX_NAME_CHARACTERS: Final = 128
 _VMM_NAME: Final = re.compile(r"^(qemu-system-[\w-]+|qemu-kvm|kvm)$")
 # The kernel cuts comm at 15 characters, so "qemu-system-x86_64" arrives as "qemu-system-x86".
 _VMM_COMM: Final = re.compile(r"^(qemu-system-\w*|qemu-kvm|kvm)$")
-_UNPRINTABLE: Final = re.compile(r"[^\w.:@+ -]")
+_UNPRINTABLE: Final = re.compile(r"[^\w.,:@+ -]")
 
 
 @dataclass(frozen=True, slots=True)
