@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Final, TypeVar
@@ -127,7 +129,7 @@ class OperatorClient:
     ) -> Answer:
         """One call; `missing` is what to do when what it names is not there."""
         try:
-            return await method(request, timeout=limit_seconds or self.timeout_seconds)
+            return await method(request, timeout=limit_seconds or self.timeout_seconds, metadata=_said_to_be())
         except grpc.aio.AioRpcError as error:
             raise await self._explained(error, tried, missing=missing) from error
 
@@ -146,6 +148,16 @@ class OperatorClient:
         if reads and hosts.store_available:
             return explained
         return CliError(Exit.STORE_UNAVAILABLE, tried, on=explained.on, said=explained.said, todo=STORE_TODO)
+
+
+def _said_to_be() -> tuple[tuple[str, str], ...]:
+    """Who asks, for the audit log. A claim, as good as the login that it comes from."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, in a container say
+        user = f"uid {os.getuid()}"
+    # Metadata takes printable ASCII only.
+    return (("frostline-user", "".join(char if " " <= char <= "~" else "?" for char in user)[:64]),)
 
 
 def scope(node_id: str, vm: str) -> str:

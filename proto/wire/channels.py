@@ -25,6 +25,7 @@ MAX_MESSAGE_BYTES: Final = 4 * 2**20
 MAX_CONCURRENT_RPCS: Final = 4096
 KEEPALIVE_SECONDS: Final = 20
 KEEPALIVE_TIMEOUT_SECONDS: Final = 10
+CONNECT_SECONDS: Final = 5
 # sockaddr_un has 108 bytes with the final NUL.
 _MAX_UNIX_PATH_BYTES: Final = 107
 _NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
@@ -119,7 +120,8 @@ def make_channel(
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 500),
+            # In spite of its name: how long one attempt to connect may take.
+            ("grpc.min_reconnect_backoff_ms", CONNECT_SECONDS * 1000),
             ("grpc.max_reconnect_backoff_ms", int(connect_backoff_max_seconds * 1000)),
             # A proxy from the environment has no business between an agent and its controller.
             ("grpc.enable_http_proxy", 0),

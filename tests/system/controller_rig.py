@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -129,7 +130,7 @@ class ControllerProcess:
         return [entry for entry in entries if entry.get("event") == event]
 
     def operator(self, channel: grpc.aio.Channel) -> operator_pb2_grpc.OperatorServiceAsyncStub:
-        return operator_pb2_grpc.OperatorServiceStub(channel)  # type: ignore[return-value]
+        return operator_pb2_grpc.OperatorServiceStub(channel)
 
 
 def identity(vm_id: str, memory_bytes: int = GIB, **more: Any) -> pb.VmIdentity:
@@ -221,7 +222,7 @@ class RawAgent:
             await self.ack(budget_set)
         return budget_set
 
-    async def budget_where(self, condition: Callable[[Any], bool], vm_id: str = "a") -> Any:
+    async def budget_where(self, condition: Callable[[wire.Budget], bool], vm_id: str = "a") -> Any:
         """Acknowledge sets until the VM's budget is as wanted."""
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
@@ -244,8 +245,6 @@ class RawAgent:
             while await self.call.read() is not grpc.aio.EOF:
                 pass
 
-        try:
+        with contextlib.suppress(grpc.aio.AioRpcError):
             await asyncio.wait_for(drain(), seconds)
-        except grpc.aio.AioRpcError:
-            pass
         return await self.call.code(), await self.call.details()
