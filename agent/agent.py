@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from frostline.agent.standalone import DEFAULT_DECISION_SECONDS, Standalone
 from frostline.agent.state import StateFile
 from frostline.agent.status import status_document
 from frostline.agent.traces import Traces
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.vm import Held, ManagedVm, Phase
 from frostline.native import Command, CommandKind
 from frostline.native.binary import pager_path
 from frostline.v1 import session_pb2
@@ -178,7 +178,7 @@ class Agent(Daemon):
 
     async def _detach_all(self) -> None:
         for vm in self._host:
-            vm.hold()
+            await vm.hold(Held.DETACHED)
         deadline = time.monotonic() + self._settings.detach_timeout
         while left := [vm for vm in self._host if vm.status is not None and vm.phase is not Phase.FOREIGN]:
             if time.monotonic() > deadline:
@@ -265,14 +265,13 @@ class Agent(Daemon):
             status: SessionStatus | None = self._session.status if self._session else None
             return status_document(self._settings, self._host, self._authority, status)
         chosen = self._chosen(request)
-        if request.method == "release":
-            problems = await asyncio.gather(*(vm.tell(Command(CommandKind.RELEASE)) for vm in chosen))
-        elif request.method == "drain":
-            problems = await asyncio.gather(*(self._drain(vm) for vm in chosen))
-        else:
-            problems = [""] * len(chosen)
-            for vm in chosen:
-                vm.hold() if request.method == "detach" else vm.resume()
+        actions: dict[str, Callable[[ManagedVm], Awaitable[str]]] = {
+            "release": lambda vm: vm.tell(Command(CommandKind.RELEASE)),
+            "drain": lambda vm: vm.hold(Held.DRAINED),
+            "detach": lambda vm: vm.hold(Held.DETACHED),
+            "resume": lambda vm: vm.resume(),
+        }
+        problems = await asyncio.gather(*(actions[request.method](vm) for vm in chosen))
         _log.info("asked on the admin socket", method=request.method, vms=[vm.vmm.name for vm in chosen])
         return {
             "vms": [
@@ -280,11 +279,6 @@ class Agent(Daemon):
                 for vm, problem in zip(chosen, problems, strict=True)
             ]
         }
-
-    async def _drain(self, vm: ManagedVm) -> str:
-        if vm.status is None:
-            return ""
-        return await vm.tell(Command(CommandKind.DRAIN))
 
     def _chosen(self, request: AdminRequest) -> list[ManagedVm]:
         if not request.vm:

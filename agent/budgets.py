@@ -34,7 +34,7 @@ Mode = common_pb2.Mode
 @dataclass(frozen=True, slots=True)
 class VmFacts:
     """What judging needs to know of a VM. ``refusal_detail`` is empty when nothing speaks against serving it;
-    ``foreign``: another agent's pager serves it; ``held``: detached by hand on this host."""
+    ``foreign``: another agent's pager serves it; ``held``: drained or detached by hand on this host."""
 
     vm_id: str
     uuid: str
@@ -42,7 +42,7 @@ class VmFacts:
     memory_bytes: int
     refusal_detail: str = ""
     foreign: bool = False
-    held: bool = False
+    held: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -171,7 +171,7 @@ def _judge_vm(
 
 def _result_of(grant: Grant, facts: VmFacts) -> session_pb2.VmBudgetResult:
     if facts.held:
-        return _nack(facts.vm_id, Reason.REASON_LIMITED_LOCALLY, "an operator on the host keeps it detached")
+        return _nack(facts.vm_id, Reason.REASON_LIMITED_LOCALLY, f"an operator on the host keeps it {facts.held}")
     if facts.refusal_detail:
         return _nack(facts.vm_id, Reason.REASON_UNSAFE, facts.refusal_detail)
     if facts.foreign:

@@ -51,7 +51,7 @@ def vm_document(vm: ManagedVm) -> dict[str, Any]:
         "class": vm.vm_class,
         "phase": vm.phase.value,
         "wanted": vm.wanted,
-        "held_by_operator": vm.held_by_operator,
+        "held": vm.held.value,
         "refusal": vm.refusal.word if vm.refusal else "",
         "refusal_detail": vm.refusal_detail,
         "memory_bytes": vm.memory_bytes,

@@ -72,6 +72,14 @@ class Phase(StrEnum):
     GONE = "gone"
 
 
+class Held(StrEnum):
+    """What somebody on this host asked for; it goes before policy."""
+
+    NOT = ""
+    DRAINED = "drained"
+    DETACHED = "detached"
+
+
 class ManagedVm:
     """One VM. ``on_change`` is called when something happened that a report should not wait for."""
 
@@ -92,7 +100,7 @@ class ManagedVm:
         self.last_takeover_seconds = 0.0
         self.discovered_at: Final = time.monotonic()
         self._wanted = False
-        self._held_by_operator = False
+        self._held = Held.NOT
         self._lease_until_ns = 0
         self._memory_bytes = 0
         self._options: Final = options
@@ -114,12 +122,12 @@ class ManagedVm:
 
     @property
     def wanted(self) -> bool:
-        return self._wanted and not self._held_by_operator
+        return self._wanted and self._held is not Held.DETACHED
 
     @property
-    def held_by_operator(self) -> bool:
-        """Detached by hand; it stays so until ``resume``."""
-        return self._held_by_operator
+    def held(self) -> Held:
+        """What somebody on this host asked for; it stays so until ``resume``."""
+        return self._held
 
     @property
     def pager_pid(self) -> int:
@@ -145,7 +153,7 @@ class ManagedVm:
             self.memory_bytes,
             detail,
             foreign=self.phase is Phase.FOREIGN,
-            held=self._held_by_operator,
+            held=self._held.value,
         )
 
     def rename(self, vm_id: str) -> None:
@@ -160,15 +168,21 @@ class ManagedVm:
             self._not_before = 0.0
             self._wake.set()
 
-    def hold(self) -> None:
-        """Detach and stay away until ``resume``, whatever policy says."""
-        self._held_by_operator = True
-        self._wake.set()
-
-    def resume(self) -> None:
-        self._held_by_operator = False
+    async def hold(self, how: Held) -> str:
+        """Drain or detach, and keep it so until ``resume`` whatever policy says; gives back what went wrong."""
+        if how is Held.DRAINED and self.phase is Phase.FOREIGN:
+            return await self.tell(Command(CommandKind.DRAIN))
+        self._held = how
         self._not_before = 0.0
         self._wake.set()
+        return await self.apply()
+
+    async def resume(self) -> str:
+        """Back into the policy's hands."""
+        self._held = Held.NOT
+        self._not_before = 0.0
+        self._wake.set()
+        return await self.apply()
 
     def read(self) -> tuple[list[Record], int]:
         """Read the vault: the status is kept here, new records and the number of lost ones are given back."""
@@ -188,6 +202,8 @@ class ManagedVm:
 
     async def apply(self, scan_interval_ms: int = 0) -> str:
         """Bring the grant to the pager. Gives back what went wrong, empty when nothing did."""
+        if self._held is Held.DRAINED and self.phase is Phase.SERVED:
+            return await self.tell(Command(CommandKind.DRAIN))
         if self.grant is None or self.phase is not Phase.SERVED or not self.grant.attach:
             return ""
         lease_ns = max(0, self._lease_until_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME))

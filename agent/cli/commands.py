@@ -171,7 +171,7 @@ def drain(
     timeout: Annotated[str, typer.Option(help="With --wait: give up after this long.")] = "5m",
     as_json: AsJson = False,
 ) -> None:
-    """Bring everything of a VM back. It stays attached; the next budget set may let pages go again."""
+    """Bring everything of a VM back and keep it in RAM until `resume`, whatever the policy says. It stays attached."""
     answer = _ask(run_dir, AdminRequest(method="drain", vm=vm))
     if wait and not _problems(answer):
         _wait(run_dir, vm, timeout, lambda found: not (found["pager"] and found["pager"]["evicted_pages"]))
@@ -195,7 +195,7 @@ def detach(
 
 @app.command(epilog=EPILOG)
 def resume(vm: VmArgument, run_dir: RunDirOption = None, as_json: AsJson = False) -> None:
-    """Take back a `detach`: the policy decides on this VM again."""
+    """Take back a `drain` or `detach`: the policy decides on this VM again."""
     _finish(_ask(run_dir, AdminRequest(method="resume", vm=vm)), "in the policy's hands", as_json)
 
 

@@ -101,8 +101,8 @@ def print_status(status: dict[str, Any], console: Console) -> None:
 
 def _phase(vm: dict[str, Any]) -> str:
     phase = str(vm["phase"])
-    if vm["held_by_operator"]:
-        phase += " (held)"
+    if vm["held"]:
+        phase += f" ({vm['held']} by hand)"
     colour = {"served": "green", "refused": "red", "foreign": "yellow"}.get(vm["phase"], "default")
     return f"[{colour}]{phase}[/]"
 

@@ -170,7 +170,7 @@ def test_a_denied_vm_is_never_attached() -> None:
     [
         (VmFacts("vm-1", "", "web", GIB, refusal_detail="a VFIO device is open"), REASON_UNSAFE),
         (VmFacts("vm-1", "", "web", GIB, foreign=True), REASON_PAGER),
-        (VmFacts("vm-1", "", "web", GIB, held=True), REASON_LIMITED_LOCALLY),
+        (VmFacts("vm-1", "", "web", GIB, held="detached"), REASON_LIMITED_LOCALLY),
     ],
 )
 def test_a_vm_that_is_not_served_is_nacked_with_the_reason(facts: VmFacts, reason: int) -> None:
