@@ -60,6 +60,9 @@ const void *fl_arch_gate_code(size_t *length);
 void fl_arch_gate_enter(struct fl_registers *registers, uint64_t gate_code, uint64_t slot_address,
                         struct fl_gate_slot *slot);
 
+/* The end (lowest address in use or promised to the running function) of the thread's stack. */
+uint64_t fl_arch_free_stack(const struct fl_registers *registers);
+
 /* Lowest address and length of the thread's own stack that the gate writes to, below what is in use. */
 uint64_t fl_arch_gate_stack(const struct fl_registers *registers, size_t *length);
 

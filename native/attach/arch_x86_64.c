@@ -241,7 +241,11 @@ void fl_arch_gate_enter(struct fl_registers *registers, uint64_t gate_code, uint
     regs->orig_rax = (uint64_t)-1;
 }
 
+uint64_t fl_arch_free_stack(const struct fl_registers *registers) {
+    return user_const(registers)->rsp - RED_ZONE;
+}
+
 uint64_t fl_arch_gate_stack(const struct fl_registers *registers, size_t *length) {
     *length = 3 * sizeof(uint64_t);
-    return user_const(registers)->rsp - RED_ZONE - *length;
+    return fl_arch_free_stack(registers) - *length;
 }

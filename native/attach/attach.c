@@ -3,16 +3,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,50 +23,6 @@
 #include "attach/tracee.h"
 
 #define CHILD_LIMIT_NS 2000000000u
-#define TEXT_MAX (16u << 20) /* of one mapping that is searched for a system call instruction */
-
-/* ---- a system call instruction ---------------------------------------------------------------------------- */
-
-struct text_search {
-    int pid;
-    bool vdso_only;
-    uint64_t found;
-};
-
-static int search_text(const struct fl_proc_map *map, void *context) {
-    struct text_search *search = context;
-    bool is_vdso = strcmp(map->path, "[vdso]") == 0;
-    size_t length = map->end - map->start;
-    if (!map->readable || !map->executable || is_vdso != search->vdso_only || length > TEXT_MAX || map->start >> 63) {
-        return 0;
-    }
-    uint8_t *text = malloc(length);
-    if (!text) {
-        return -ENOMEM;
-    }
-    struct iovec local = {.iov_base = text, .iov_len = length};
-    struct iovec remote = {.iov_base = (void *)map->start, .iov_len = length};
-    ssize_t got = process_vm_readv(search->pid, &local, 1, &remote, 1, 0);
-    size_t at = got > 0 ? fl_arch_find_syscall(text, (size_t)got) : 0;
-    bool found = got > 0 && at < (size_t)got;
-    free(text);
-    if (found) {
-        search->found = map->start + at;
-    }
-    return found;
-}
-
-/* In the vDSO, which every process has; else in any library. Text is never written to. */
-static int find_instruction(int pid, uint64_t *out) {
-    struct text_search search = {.pid = pid, .vdso_only = true};
-    int result = fl_proc_maps(pid, search_text, &search);
-    if (result == 0) {
-        search.vdso_only = false;
-        result = fl_proc_maps(pid, search_text, &search);
-    }
-    *out = search.found;
-    return result == 1 ? 0 : (result ? result : -ENOENT);
-}
 
 /* ---- the forked process ----------------------------------------------------------------------------------- */
 
@@ -210,6 +166,9 @@ static void end_job(struct fl_inject_job *job) {
             close(descriptors[i]);
         }
     }
+    if (job->gate_local && job->gate_local != MAP_FAILED) {
+        munmap(job->gate_local, FL_GATE_BYTES);
+    }
     munmap(job, sizeof(*job));
 }
 
@@ -226,7 +185,7 @@ static int look(struct fl_inject_job *job, const struct fl_proc_status *status, 
         return fl_refuse(why, errno == ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
                          "cannot attach to pid %d: pidfd_open: %s", job->pid, strerror(errno));
     }
-    int error = find_instruction(job->pid, &job->instruction);
+    int error = fl_inject_find_instruction(job->pid, &job->instruction);
     if (error) {
         return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
                          "cannot find a system call instruction in pid %d: %s", job->pid, strerror(-error));
@@ -257,6 +216,20 @@ static int reopen(int fd) {
     return opened < 0 ? -errno : opened;
 }
 
+/* A device that cannot make a userfaultfd is as good as none. */
+static int open_device(void) {
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    int trial = device < 0 ? -1 : ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
+    if (trial >= 0) {
+        close(trial);
+        return device;
+    }
+    if (device >= 0) {
+        close(device);
+    }
+    return -1;
+}
+
 int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment *out, struct fl_refused *why) {
     struct fl_inspection *inspection = malloc(sizeof(*inspection));
     struct fl_proc_status status;
@@ -284,10 +257,17 @@ int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment 
     job->pid = pid;
     job->gate_offset = gate_offset;
     job->vault_fd = reopen(vault_fd);
-    job->device_fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    int refused = job->vault_fd < 0 ? fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot open the vault for pid %d again: %s",
-                                                pid, strerror(-job->vault_fd))
-                                    : look(job, &status, why);
+    job->device_fd = open_device();
+    job->gate_local = mmap(NULL, FL_GATE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, vault_fd, (off_t)gate_offset);
+    int refused = 0;
+    if (job->gate_local == MAP_FAILED) {
+        refused = fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot map the gate for pid %d: %s", pid, strerror(errno));
+    } else if (job->vault_fd < 0) {
+        refused = fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot open the vault for pid %d again: %s", pid,
+                            strerror(-job->vault_fd));
+    } else {
+        refused = look(job, &status, why);
+    }
     if (refused == 0) {
         refused = run_child(job, why);
     }
@@ -299,53 +279,6 @@ int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment 
     }
     end_job(job);
     return refused;
-}
-
-static bool has_link(int pid, int fd, const char *link) {
-    char path[64];
-    char text[128];
-    snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, fd);
-    ssize_t length = readlink(path, text, sizeof(text) - 1);
-    if (length < 0) {
-        return false;
-    }
-    text[length] = 0;
-    return strcmp(text, link) == 0;
-}
-
-struct gate_search {
-    uint64_t vault_inode;
-    uint64_t code; /* found there */
-};
-
-static int match_gate(const struct fl_proc_map *map, void *context) {
-    struct gate_search *search = context;
-    bool matches = map->executable && map->inode == search->vault_inode && strcmp(map->path, FL_VAULT_LINK) == 0;
-    if (matches) {
-        search->code = map->start;
-    }
-    return matches;
-}
-
-/* Whatever the attachment says is only believed as far as /proc shows it. */
-static int verify(int pid, struct fl_attachment *attachment) {
-    struct gate_search search = {0};
-    char path[64];
-    struct stat info;
-    if (!has_link(pid, attachment->vmm_uffd, FL_UFFD_LINK)) {
-        attachment->vmm_uffd = -1;
-    }
-    snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, attachment->vmm_vault);
-    if (!has_link(pid, attachment->vmm_vault, FL_VAULT_LINK) || stat(path, &info)) {
-        attachment->vmm_vault = -1;
-    } else {
-        search.vault_inode = info.st_ino;
-    }
-    int error = search.vault_inode ? fl_proc_maps(pid, match_gate, &search) : 0;
-    if (search.code == 0 || search.code != attachment->gate_code) {
-        attachment->gate_code = 0;
-    }
-    return error < 0 ? error : 0;
 }
 
 int fl_attach_undo(int pid, const struct fl_attachment *attachment, struct fl_refused *why) {
@@ -362,7 +295,7 @@ int fl_attach_undo(int pid, const struct fl_attachment *attachment, struct fl_re
     job->pid = pid;
     job->attachment = *attachment;
     int refused = 0;
-    int error = verify(pid, &job->attachment);
+    int error = fl_inject_verify(pid, &job->attachment);
     if (error) {
         refused = fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
                             "cannot detach from pid %d: %s", pid, strerror(-error));
@@ -378,81 +311,4 @@ int fl_attach_undo(int pid, const struct fl_attachment *attachment, struct fl_re
     }
     end_job(job);
     return refused;
-}
-
-int fl_attach_recover(int pid, struct fl_attachment *out) {
-    struct fl_attachment found = {.vmm_uffd = -1, .vmm_vault = -1};
-    struct gate_search search = {0};
-    char path[64];
-    struct stat info;
-    int error = fl_proc_start_time(pid, &found.start_time_ticks);
-    if (error == 0) {
-        error = fl_vmm_find_fd(pid, FL_VAULT_LINK, &found.vmm_vault);
-    }
-    if (error) {
-        return error;
-    }
-    snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, found.vmm_vault);
-    if (stat(path, &info) || fl_vmm_find_fd(pid, FL_UFFD_LINK, &found.vmm_uffd)) {
-        return -ESTALE;
-    }
-    search.vault_inode = info.st_ino;
-    error = fl_proc_maps(pid, match_gate, &search);
-    if (error <= 0) {
-        return error ? error : -ESTALE;
-    }
-    found.gate_code = search.code;
-    found.gate_data = search.code + FL_GATE_CODE_BYTES;
-    *out = found;
-    return 0;
-}
-
-static int borrow_uffd(int pid, const struct fl_attachment *attachment, int *out) {
-    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (pidfd < 0) {
-        return -errno;
-    }
-    int fd = (int)syscall(SYS_pidfd_getfd, pidfd, attachment->vmm_uffd, 0);
-    int error = fd < 0 ? -errno : 0;
-    close(pidfd);
-    if (error) {
-        return error == -EBADF ? -ESTALE : error;
-    }
-    /* The number may have been given to another file since the attachment was written: look at what we got. */
-    if (!has_link(getpid(), fd, FL_UFFD_LINK)) {
-        close(fd);
-        return -ESTALE;
-    }
-    *out = fd;
-    return 0;
-}
-
-int fl_attach_borrow(int pid, const struct fl_attachment *attachment, int *uffd, int *vault) {
-    uint64_t started = 0;
-    int vault_fd = -1;
-    int error = fl_proc_start_time(pid, &started);
-    if (error) {
-        return error;
-    }
-    if (started != attachment->start_time_ticks) {
-        return -ESTALE;
-    }
-    if (vault) {
-        char path[64];
-        snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, attachment->vmm_vault);
-        if (!has_link(pid, attachment->vmm_vault, FL_VAULT_LINK)) {
-            return -ESTALE;
-        }
-        vault_fd = open(path, O_RDWR | O_CLOEXEC);
-        if (vault_fd < 0) {
-            return errno == ENOENT ? -ESTALE : -errno;
-        }
-    }
-    error = uffd ? borrow_uffd(pid, attachment, uffd) : 0;
-    if (error && vault_fd >= 0) {
-        close(vault_fd);
-    } else if (vault) {
-        *vault = vault_fd;
-    }
-    return error;
 }

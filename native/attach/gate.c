@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -15,10 +14,12 @@
 #include "attach/inspect.h"
 #include "attach/tracee.h"
 
-#define STOP_LIMIT_NS 5000000u /* a main thread that takes longer is busy: come back later */
-#define STALE_NS 60000000000u  /* after this, what a dead pager prepared is not entered any more */
-#define DONE_SPIN_NS 200000u
-#define DONE_SLEEP_NS 20000u
+#define STOP_LIMIT_NS 20000000u /* a main thread that takes longer is busy: come back later */
+#define STALE_NS 60000000000u   /* after this, what a dead pager prepared is not entered any more */
+#define LOOK_NS 10000u          /* between looks whether the calls have been made */
+#define LONG_LOOK_NS 100000u    /* once that takes long */
+#define LONG_NS 2000000u
+#define ENDED_LOOK_NS 1000000u
 #define WORKER_STACK_BYTES (128 * 1024)
 
 struct fl_gate {
@@ -37,6 +38,8 @@ struct gate_run {
     int error;
     uint64_t stopped_at_ns;
     uint64_t let_go_at_ns;
+    uint64_t ended_at_ns;
+    uint64_t timeout_ns;
 };
 
 static bool has_ended(int pidfd) {
@@ -149,6 +152,28 @@ static int send_in(struct gate_run *run) {
     return error;
 }
 
+static int wait_until_free(struct gate_run *run) {
+    const struct fl_gate *gate = run->gate;
+    const struct fl_gate_slot *slot = gate->slots[run->slot];
+    for (;;) {
+        uint32_t state = slot_state(slot);
+        run->ended_at_ns = fl_monotonic_ns();
+        if (state == FL_GATE_FREE) {
+            return 0;
+        }
+        uint64_t waited = run->ended_at_ns - run->stopped_at_ns;
+        if (waited >= run->timeout_ns || waited >= ENDED_LOOK_NS) {
+            if (has_ended(gate->pidfd)) {
+                return -ESRCH;
+            }
+            if (waited >= run->timeout_ns) {
+                return -ETIMEDOUT;
+            }
+        }
+        fl_pause_ns(waited < LONG_NS ? LOOK_NS : LONG_LOOK_NS);
+    }
+}
+
 /*
  * A thread of its own, because a tracer can give up on a thread that does not stop only by ending. The kernel then
  * lets the VMM's thread go, whatever state it is in.
@@ -156,6 +181,7 @@ static int send_in(struct gate_run *run) {
 static void *trace_one_run(void *argument) {
     struct gate_run *run = argument;
     int pid = run->gate->pid;
+    fl_tracee_hurry();
     run->error = fl_tracee_seize(pid);
     if (run->error) {
         run->error = run->error == -EPERM ? -EBUSY : run->error;
@@ -182,8 +208,8 @@ static void *trace_one_run(void *argument) {
     run->error = send_in(run);
     int detached = fl_tracee_detach(pid);
     run->let_go_at_ns = fl_monotonic_ns();
-    if (run->error == 0 && detached) {
-        run->error = detached; /* killed while it was stopped */
+    if (run->error == 0) {
+        run->error = detached ? detached : wait_until_free(run); /* not detached: killed while it was stopped */
     }
     return NULL;
 }
@@ -204,33 +230,9 @@ static int run_tracer(struct gate_run *run) {
     return run->error;
 }
 
-static int wait_until_free(struct fl_gate *gate, const struct fl_gate_slot *slot, uint64_t since_ns,
-                           uint64_t timeout_ns, uint64_t *ended_ns) {
-    for (;;) {
-        uint32_t state = slot_state(slot);
-        *ended_ns = fl_monotonic_ns();
-        if (state == FL_GATE_FREE) {
-            return 0;
-        }
-        uint64_t waited = *ended_ns - since_ns;
-        if (waited >= timeout_ns) {
-            return has_ended(gate->pidfd) ? -ESRCH : -ETIMEDOUT;
-        }
-        if (waited > DONE_SPIN_NS) {
-            if (has_ended(gate->pidfd)) {
-                return -ESRCH;
-            }
-            fl_pause_ns(DONE_SLEEP_NS);
-        } else {
-            sched_yield();
-        }
-    }
-}
-
 static int run_calls(struct fl_gate *gate, struct fl_gate_call *calls, uint32_t count, uint64_t timeout_ns,
                      uint64_t *stop_ns, uint64_t *busy_ns) {
-    struct gate_run run = {.gate = gate};
-    uint64_t ended = 0;
+    struct gate_run run = {.gate = gate, .timeout_ns = timeout_ns};
     int error = choose_slot(gate, &run);
     if (error) {
         return has_ended(gate->pidfd) ? -ESRCH : error;
@@ -246,12 +248,8 @@ static int run_calls(struct fl_gate *gate, struct fl_gate_call *calls, uint32_t 
     if (stop_ns) {
         *stop_ns = run.let_go_at_ns - run.stopped_at_ns;
     }
-    error = wait_until_free(gate, slot, run.stopped_at_ns, timeout_ns, &ended);
-    if (error) {
-        return error;
-    }
     if (busy_ns) {
-        *busy_ns = ended - run.stopped_at_ns;
+        *busy_ns = run.ended_at_ns - run.stopped_at_ns;
     }
     for (uint32_t i = 0; i < count; i++) {
         calls[i].result = slot->calls[i].result;

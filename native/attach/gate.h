@@ -41,7 +41,7 @@ void fl_gate_close(struct fl_gate *gate);
  * stopped, `*busy_ns` how long it was away from its own work, stop included; either may be NULL. One run at a
  * time (callers are serialised). Returns
  *   0           all calls were made
- *   -EBUSY      nothing was done: traced by somebody else, paused by a signal, did not stop in 5 ms, an
+ *   -EBUSY      nothing was done: traced by somebody else, paused by a signal, did not stop in 20 ms, an
  *               earlier run has not ended, or not a good moment; try again later
  *   -ETIMEDOUT  the calls were handed over, but did not end within `timeout_ns`; they will be made, and runs
  *               until then answer -EBUSY

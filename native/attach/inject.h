@@ -17,7 +17,7 @@ enum fl_inject_step {
     FL_STEP_STOP,
     FL_STEP_REGISTERS,
     FL_STEP_SECCOMP,
-    FL_STEP_MMAP_SCRATCH,
+    FL_STEP_STACK,
     FL_STEP_SOCKETPAIR,
     FL_STEP_GETFD,
     FL_STEP_SENDMSG,
@@ -25,6 +25,7 @@ enum fl_inject_step {
     FL_STEP_USERFAULTFD,
     FL_STEP_MMAP_GATE,
     FL_STEP_MMAP_GATE_CODE,
+    FL_STEP_GATE,
     FL_STEP_CLOSE,
     FL_STEP_MUNMAP,
     FL_STEP_MADVISE /* only asked about: what the gate will do */
@@ -36,8 +37,9 @@ struct fl_inject_job {
     /* what to do */
     int pid;
     int pidfd;
-    int vault_fd;  /* -1: take back what `attachment` describes, as far as its members are set */
-    int device_fd; /* /dev/userfaultfd, or -1: make the call instead */
+    int vault_fd;     /* -1: take back what `attachment` describes, as far as its members are set */
+    int device_fd;    /* /dev/userfaultfd, or -1: make the call instead */
+    void *gate_local; /* the pager's mapping of the new gate, which the forked process has too */
     uint64_t gate_offset;
     uint64_t instruction; /* a system call instruction in the VMM */
     uint32_t seccomp_mode;
@@ -61,5 +63,11 @@ struct fl_inject_job {
  * seized by anybody else any more, and one awaited before anything is done to it. Does not return.
  */
 _Noreturn void fl_inject_main(struct fl_inject_job *job, int control);
+
+/* Address of a system call instruction in the VMM: its text is never written to. -ENOENT: none found. */
+int fl_inject_find_instruction(int pid, uint64_t *out);
+
+/* Unset the members of an attachment that the VMM does not have (any more): -1 for descriptors, 0 for the gate. */
+int fl_inject_verify(int pid, struct fl_attachment *attachment);
 
 #endif

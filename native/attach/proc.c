@@ -118,6 +118,19 @@ int fl_proc_status(int pid, struct fl_proc_status *out) {
     return 0;
 }
 
+int fl_proc_seccomp(int pid, uint32_t *mode, uint32_t *filters) {
+    char path[64];
+    char text[8192];
+    snprintf(path, sizeof(path), "/proc/%d/status", pid);
+    int error = fl_proc_read(path, text, sizeof(text));
+    if (error) {
+        return error;
+    }
+    *mode = (uint32_t)atoi(status_field(text, "Seccomp"));
+    *filters = (uint32_t)atoi(status_field(text, "Seccomp_filters"));
+    return 0;
+}
+
 int fl_proc_start_time(int pid, uint64_t *out) {
     struct fl_proc_status status = {0};
     int error = read_stat(pid, &status);

@@ -25,6 +25,9 @@ struct fl_proc_status {
 };
 int fl_proc_status(int pid, struct fl_proc_status *out);
 
+/* Only the seccomp mode and the number of filters (0 when the kernel does not say). */
+int fl_proc_seccomp(int pid, uint32_t *mode, uint32_t *filters);
+
 /* One line of /proc/PID/maps. */
 struct fl_proc_map {
     uint64_t start;

@@ -7,15 +7,19 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #ifndef PTRACE_EVENT_STOP
 #define PTRACE_EVENT_STOP 128
 #endif
 
-#define SPIN_NS 300000  /* look without sleeping for as long as a stop normally takes */
-#define SLEEP_NS 50000  /* between looks after that */
+/* Between looks for a stop that may not come: as a real-time thread we must not keep the processor from the tracee. */
+#define LOOK_NS 10000
+#define LOOK_MAX_NS 250000
+#define SPIN_NS 300000
 #define KERNEL_SIGSET 8 /* bytes of the kernel's signal set */
 #define SYSCALL_STOP (SIGTRAP | 0x80)
 
@@ -42,26 +46,58 @@ int fl_tracee_detach(int tid) {
     return ptrace(PTRACE_DETACH, tid, NULL, NULL) ? -errno : 0;
 }
 
-/* Wait for the next stop until `deadline_ns` (0: as long as it takes). 0, -ETIMEDOUT or -ESRCH. */
-static int wait_for_stop(int tid, uint64_t deadline_ns, int *status) {
-    uint64_t started = fl_monotonic_ns();
-    for (;;) {
+bool fl_tracee_hurry(void) {
+    struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_FIFO)};
+    return sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest) == 0;
+}
+
+_Static_assert(offsetof(struct fl_tracee_schedule, flags) - offsetof(struct fl_tracee_schedule, size) == 8,
+               "as the kernel's");
+
+bool fl_tracee_hurry_it(int tid, struct fl_tracee_schedule *own) {
+    *own = (struct fl_tracee_schedule){0};
+    unsigned size = sizeof(*own) - offsetof(struct fl_tracee_schedule, size);
+    if (syscall(SYS_sched_getattr, tid, &own->size, size, 0) || own->policy != SCHED_OTHER) {
+        return false;
+    }
+    struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_FIFO)};
+    own->changed = sched_setscheduler(tid, SCHED_FIFO, &lowest) == 0;
+    return own->changed != 0;
+}
+
+void fl_tracee_unhurry_it(int tid, const struct fl_tracee_schedule *own) {
+    if (own->changed) {
+        syscall(SYS_sched_setattr, tid, &own->size, 0);
+    }
+}
+
+/* Wait for the next stop until `deadline_ns`. 0, -ETIMEDOUT or -ESRCH. */
+static int wait_until(int tid, uint64_t deadline_ns, int *status) {
+    for (uint64_t look_ns = LOOK_NS;; look_ns = look_ns < LOOK_MAX_NS ? look_ns * 5 / 4 : look_ns) {
         int got = waitpid(tid, status, __WALL | WNOHANG);
+        if (got) {
+            return got == tid && WIFSTOPPED(*status) ? 0 : -ESRCH;
+        }
+        if (fl_monotonic_ns() >= deadline_ns) {
+            return -ETIMEDOUT;
+        }
+        fl_pause_ns(look_ns);
+    }
+}
+
+/* Wait for the next stop as long as it takes. Two real-time threads need no wake-up if one just looks again. */
+static int wait_for_stop(int tid, bool spin, int *status) {
+    uint64_t spin_until_ns = spin ? fl_monotonic_ns() + SPIN_NS : 0;
+    for (;;) {
+        bool look = spin && fl_monotonic_ns() < spin_until_ns;
+        int got = waitpid(tid, status, __WALL | (look ? WNOHANG : 0));
         if (got == tid) {
             return WIFSTOPPED(*status) ? 0 : -ESRCH;
         }
         if (got < 0 && errno != EINTR) {
             return -ESRCH;
         }
-        uint64_t now = fl_monotonic_ns();
-        if (deadline_ns && now >= deadline_ns) {
-            return -ETIMEDOUT;
-        }
-        if (now - started < SPIN_NS) {
-            sched_yield();
-        } else {
-            fl_pause_ns(SLEEP_NS);
-        }
+        sched_yield();
     }
 }
 
@@ -76,7 +112,7 @@ int fl_tracee_stop(int tid, uint64_t limit_ns) {
     }
     for (;;) {
         int status = 0;
-        int error = wait_for_stop(tid, deadline, &status);
+        int error = wait_until(tid, deadline, &status);
         if (error) {
             return error;
         }
@@ -91,12 +127,12 @@ int fl_tracee_stop(int tid, uint64_t limit_ns) {
     }
 }
 
-int fl_tracee_step_call(int tid) {
+int fl_tracee_step_call(int tid, bool spin) {
     int seen = 0; /* the entry, then the exit */
     int signal = 0;
     while (seen < 2) {
         int status = 0;
-        if (ptrace(PTRACE_SYSCALL, tid, NULL, (void *)(intptr_t)signal) || wait_for_stop(tid, 0, &status)) {
+        if (ptrace(PTRACE_SYSCALL, tid, NULL, (void *)(intptr_t)signal) || wait_for_stop(tid, spin, &status)) {
             return -ESRCH;
         }
         signal = 0;
