@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 from frostline.controller.api.watch import Watchers
 from frostline.controller.fleet.fleet import Fleet
 from frostline.controller.session.hub import Hub
 from frostline.controller.state.store import Store
-from frostline.controller.telemetry.metrics import Metrics
+from frostline.controller.telemetry.metrics import Attributes, Metrics
 from frostline.v1 import operator_pb2 as op
 
 _STATES = {op.HOST_STATE_CONNECTED: "connected", op.HOST_STATE_SUSPECT: "suspect", op.HOST_STATE_GONE: "gone"}
@@ -30,7 +31,7 @@ class Gauges:
         self._fleet = fleet
         self._picture = Picture()
         for name in ("evicted", "resident", "pool", "budget", "planned"):
-            metrics.observe(f"memory.{name}", lambda name=name: [(self._picture.sums.get(name, 0), {})])
+            metrics.observe(f"memory.{name}", partial(self._sum, name))
         metrics.observe("hosts", lambda: [(count, {"state": state}) for state, count in self._picture.hosts.items()])
         metrics.observe("vms", lambda: [(count, {"mode": mode}) for mode, count in self._picture.vms.items()])
         metrics.observe("epoch", lambda: [(hub.epoch, {})])
@@ -38,6 +39,9 @@ class Gauges:
         metrics.observe("fleet.frozen", lambda: [(int(fleet.freezes.fleet is not None), {})])
         metrics.observe("store.available", lambda: [(int(store.available), {})])
         metrics.observe("watchers", lambda: [(watchers.open, {})])
+
+    def _sum(self, name: str) -> list[tuple[int, Attributes]]:
+        return [(self._picture.sums.get(name, 0), {})]
 
     def refresh(self) -> None:
         """Take the picture anew."""

@@ -65,7 +65,7 @@ class Fleet:
             report_seconds=self.report_seconds,
         )
 
-    def host_state(self, host: HostRecord, now: float | None = None) -> op.HostState:
+    def host_state(self, host: HostRecord, now: float | None = None) -> op.HostState.ValueType:
         if host.session is None:
             return op.HOST_STATE_GONE
         silent_seconds = (time.monotonic() if now is None else now) - host.last_seen

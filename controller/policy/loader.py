@@ -105,7 +105,7 @@ def _check_events(document: str) -> None:
     """Stop at the first event too many, before anything is built from the document."""
     depth = nodes = documents = 0
     for event in yaml.parse(document, Loader=yaml.SafeLoader):
-        line = f"line {event.start_mark.line + 1}"
+        line = f"line {event.start_mark.line + 1}" if event.start_mark else ""
         if isinstance(event, yaml.AliasEvent):
             # A few dozen aliases can expand without bound, and a policy needs none.
             raise DocumentError([(line, "aliases are not accepted; write the value out")])

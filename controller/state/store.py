@@ -84,8 +84,9 @@ class Store:
 
     async def reconcile(self, my_id: str, epoch: int, above: int) -> tuple[str, bool, int, int, dict[str, str]]:
         """(marker, whether nothing was there, our epoch from now on, policy version stored, freezes stored)."""
+        arguments: list[Any] = [my_id, epoch, above]
         keys = [scripts.MARKER, scripts.EPOCH, scripts.POLICY_CURRENT, scripts.FREEZES]
-        marker, fresh, mine, current, flat = await self._do(lambda: self._reconcile(keys, [my_id, epoch, above]))
+        marker, fresh, mine, current, flat = await self._do(lambda: self._reconcile(keys, arguments))
         return str(marker), bool(int(fresh)), int(mine), _to_int(current), dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def put_policy(self, expected: int, document: str, author: str, comment: str, at_ns: int) -> tuple[bool, int]:
@@ -99,7 +100,7 @@ class Store:
 
     async def put_back_policy(self, version: int, fields: Mapping[str, str]) -> int:
         """Restore a document under its number; the version in force afterwards, a newer one if there is one."""
-        arguments = [version, scripts.POLICY_DOCUMENT, *(fields.get(name, "") for name in _POLICY_FIELDS)]
+        arguments: list[Any] = [version, scripts.POLICY_DOCUMENT, *(fields.get(name, "") for name in _POLICY_FIELDS)]
         result = await self._do(lambda: self._put_back_policy([scripts.POLICY_CURRENT], arguments), write=True)
         return int(result)
 
@@ -127,8 +128,9 @@ class Store:
         ]
 
     async def put_freezes(self, flags: Mapping[str, str]) -> None:
-        if flags:
-            await self._do(lambda: self._client.hset(scripts.FREEZES, mapping=dict(flags)), write=True)
+        mapping: dict[Any, Any] = dict(flags)
+        if mapping:
+            await self._do(lambda: self._client.hset(scripts.FREEZES, mapping=mapping), write=True)
 
     async def drop_freeze(self, key: str) -> None:
         await self._do(lambda: self._client.hdel(scripts.FREEZES, key), write=True)

@@ -141,9 +141,10 @@ async def test_away_and_back(redis: RedisServer, start: StartController, dial: A
         assert not controller.logged("Redis had lost its data; policy, freezes and epoch were put back from memory")
         await operator.Unfreeze(op.UnfreezeRequest(), timeout=10)
         await agent.budget_where(lambda budget: budget.bytes == GIB // 2)
+        client: Any = redis.client()
         await until(
             "decisions made meanwhile are stored",
-            lambda: any(entry["reason"] == "frozen" for _, entry in redis.client().xrange("{frostline}:decisions")),
+            lambda: any(entry["reason"] == "frozen" for _, entry in client.xrange("{frostline}:decisions")),
         )
 
 
@@ -192,7 +193,8 @@ async def test_read_only_replica(redis: RedisServer, start: StartController, dia
     controller = start(redis_url=redis.url)
     operator = dial(controller)
     await put(operator)
-    redis.client().execute_command("REPLICAOF", "127.0.0.1", "1")
+    client: Any = redis.client()
+    client.execute_command("REPLICAOF", "127.0.0.1", "1")
     await until("it says so", lambda: unavailable(operator))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await put(operator)
