@@ -256,6 +256,7 @@ int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment 
     }
     job->pid = pid;
     job->gate_offset = gate_offset;
+    job->copy = out;
     job->vault_fd = reopen(vault_fd);
     job->device_fd = open_device();
     job->gate_local = mmap(NULL, FL_GATE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, vault_fd, (off_t)gate_offset);

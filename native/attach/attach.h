@@ -30,7 +30,8 @@ struct fl_attachment {
 /*
  * Attach to `pid`. `vault_fd` is the new vault's memfd, large enough for the gate at `gate_offset` (a multiple of
  * the page size; FL_GATE_BYTES long), which is filled in here. The VMM gets an open file description of its own,
- * so a flock() held on `vault_fd` ends with the pager. Returns 0, or -EPERM with `why`; then nothing was left in
+ * so a flock() held on `vault_fd` ends with the pager. If `*out` lies in shared memory (the
+ * vault's header), it is written even when this process dies meanwhile. Returns 0, or -EPERM with `why`; then nothing was left in
  * the VMM, unless `why` says otherwise. Takes at most 3 s.
  */
 int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment *out, struct fl_refused *why);

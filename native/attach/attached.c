@@ -8,7 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "attach/attach.h"
+#include "attach/gate.h"
 #include "attach/inject.h"
 #include "attach/inspect.h"
 #include "attach/proc.h"

@@ -174,6 +174,9 @@ static int attach(struct fl_injection *in, uint64_t stopped_at_ns) {
         job->attachment.vmm_vault = in->vault;
         job->attachment.gate_code = in->gate;
         job->attachment.gate_data = in->gate + FL_GATE_CODE_BYTES;
+        if (job->copy) {
+            *job->copy = job->attachment;
+        }
         return 0;
     }
     fl_inject_fail(in, uffd == -EPERM || uffd == -EACCES ? FL_REFUSAL_PERMISSION : FL_REFUSAL_INTERNAL,

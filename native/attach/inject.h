@@ -47,13 +47,14 @@ struct fl_inject_job {
 
     /* what came of it */
     struct fl_attachment attachment;
-    uint32_t done;         /* 1: the process came to its end in good order */
-    uint32_t refusal;      /* FL_REFUSAL_NONE: success */
-    uint32_t step;         /* where it failed */
-    int32_t error;         /* negative errno */
-    int64_t verdict;       /* of the filters, with FL_STEP_SECCOMP */
-    uint32_t verdict_step; /* about which call */
-    uint32_t leftovers;    /* things that could not be taken back */
+    struct fl_attachment *copy; /* where the forked process writes it too: in shared memory, it outlives the pager */
+    uint32_t done;              /* 1: the process came to its end in good order */
+    uint32_t refusal;           /* FL_REFUSAL_NONE: success */
+    uint32_t step;              /* where it failed */
+    int32_t error;              /* negative errno */
+    int64_t verdict;            /* of the filters, with FL_STEP_SECCOMP */
+    uint32_t verdict_step;      /* about which call */
+    uint32_t leftovers;         /* things that could not be taken back */
 
     struct fl_seccomp_filters filters;
 };
