@@ -8,6 +8,7 @@
 
 #include "attach/inspect.h"
 #include "base/clock.h"
+#include "base/fence.h"
 #include "base/vault.h"
 
 #define SNAPSHOT_TRIES 100u
@@ -53,7 +54,7 @@ int fl_view_status(struct fl_view *view, struct fl_status *out) {
     for (uint32_t i = 0; i < SNAPSHOT_TRIES; i++) {
         uint64_t before = atomic_load(&stats->sequence);
         memcpy(out, &stats->status, sizeof(*out));
-        atomic_thread_fence(memory_order_seq_cst);
+        fl_fence();
         if (!(before & 1) && atomic_load(&stats->sequence) == before)
             break;
         fl_sleep_ns(10 * FL_NS_PER_US); /* a pager killed while publishing leaves it odd: then what is there must do */
@@ -81,7 +82,7 @@ int fl_view_records(struct fl_view *view, uint64_t *cursor, struct fl_record *ou
         struct fl_record *record = &stats->records[want % FL_RECORDS_MAX];
         uint64_t before = __atomic_load_n(&record->sequence, __ATOMIC_ACQUIRE);
         memcpy(&out[copied], record, sizeof(*record));
-        atomic_thread_fence(memory_order_seq_cst);
+        fl_fence();
         uint64_t after = __atomic_load_n(&record->sequence, __ATOMIC_ACQUIRE);
         if (before == want && after == want) {
             copied++;

@@ -2,11 +2,11 @@
 #include "swap/fault.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -32,6 +32,7 @@ struct fault {
 struct worker {
     struct fl_fault_server *server;
     pthread_t thread;
+    int epoll;
     _Atomic(uint64_t) batches; /* odd while messages are being read and their events acted on */
     uint32_t served;
     uint32_t pending_count;
@@ -236,12 +237,30 @@ static void *serve(void *argument) {
             continue;
         if (atomic_load(&worker->server->stopping))
             break;
-        struct pollfd wait[2] = {{.fd = vm->uffd, .events = POLLIN}, {.fd = worker->server->stop_event, .events = POLLIN}};
-        (void)poll(wait, 2, 1000);
-        if (wait[0].revents & (POLLHUP | POLLNVAL))
+        struct epoll_event event;
+        if (epoll_wait(worker->epoll, &event, 1, 1000) == 1 && event.events & EPOLLHUP)
             break;
     }
     return NULL;
+}
+
+/* Each thread waits with EPOLLEXCLUSIVE: a fault wakes one of them, not all. */
+static int worker_start(struct fl_fault_server *server, struct worker *worker) {
+    struct epoll_event uffd = {.events = EPOLLIN | EPOLLEXCLUSIVE}, stop = {.events = EPOLLIN};
+    memset(worker, 0, sizeof(*worker));
+    worker->server = server;
+    worker->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (worker->epoll < 0)
+        return -errno;
+    int error = 0;
+    if (epoll_ctl(worker->epoll, EPOLL_CTL_ADD, server->vm->uffd, &uffd) ||
+        epoll_ctl(worker->epoll, EPOLL_CTL_ADD, server->stop_event, &stop))
+        error = -errno;
+    else
+        error = -pthread_create(&worker->thread, NULL, serve, worker);
+    if (error)
+        close(worker->epoll);
+    return error;
 }
 
 int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **out) {
@@ -255,10 +274,7 @@ int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **
     server->workers = aligned_alloc(64, threads * sizeof(*server->workers));
     int error = server->stop_event < 0 ? -errno : server->workers ? 0 : -ENOMEM;
     while (!error && server->count < threads) {
-        struct worker *worker = &server->workers[server->count];
-        memset(worker, 0, sizeof(*worker));
-        worker->server = server;
-        error = -pthread_create(&worker->thread, NULL, serve, worker);
+        error = worker_start(server, &server->workers[server->count]);
         if (!error)
             server->count++;
     }
@@ -283,8 +299,10 @@ void fl_fault_stop(struct fl_fault_server *server) {
     atomic_store(&server->stopping, true);
     if (server->stop_event >= 0 && write(server->stop_event, &one, sizeof(one)) < 0)
         fl_log(FL_LOG_WARNING, "fault_stop_late", "\"errno\":%d", errno);
-    for (uint32_t i = 0; i < server->count; i++)
+    for (uint32_t i = 0; i < server->count; i++) {
         pthread_join(server->workers[i].thread, NULL);
+        close(server->workers[i].epoll);
+    }
     if (server->stop_event >= 0)
         close(server->stop_event);
     free(server->workers);

@@ -7,6 +7,8 @@
 #include "base/log.h"
 #include "swap/uffd.h"
 
+#define LOGGED_MAX 16u /* damaged pages named in the log; the others are counted */
+
 static const uint8_t page_of_zeros[FL_PAGE_SIZE] __attribute__((aligned(FL_PAGE_SIZE)));
 
 static int fetch_compressed(struct fl_vm *vm, uint64_t page, uint64_t handle, void *buffer, uint32_t *stored_bytes) {
@@ -68,6 +70,8 @@ void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry)
     FL_COUNT(vm, poisoned_pages, error == 0);
     fl_count_away(vm, fl_entry_tier(entry) > FL_TIER_RAM ? FL_TIER_RAM : fl_entry_tier(entry), -1);
     fl_record(vm, FL_RECORD_ERROR, fl_entry_tier(entry), now, 1, FL_WHY_CORRUPT, page);
+    if (FL_READ(vm, checksum_errors) > LOGGED_MAX)
+        return;
     fl_log(FL_LOG_ERROR, "page_corrupt",
            "\"page\":%llu,\"entry\":\"%016llx\",\"poison_errno\":%d,\"detail\":\"stored copy failed its check; the guest "
            "gets an error instead of wrong bytes, nothing more is evicted from this VM; move it to another host and "

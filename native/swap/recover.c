@@ -5,7 +5,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/log.h"
 #include "swap/evict.h"
 #include "swap/load.h"
 #include "swap/uffd.h"
@@ -21,14 +20,12 @@ static void make_resident(struct fl_vm *vm, uint64_t page) {
 }
 
 /* The entry cannot be believed: what the file has is right; what it has not is lost and must not read as zeros. */
-static void damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+static void damaged(struct fl_vm *vm, uint32_t region, uint64_t page) {
     if (file_has(vm, region, page)) {
         make_resident(vm, page);
         return;
     }
     fl_entry shown = fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0);
-    fl_log(FL_LOG_ERROR, "entry_damaged", "\"page\":%llu,\"entry\":\"%016llx\"", (unsigned long long)page,
-           (unsigned long long)entry);
     fl_count_away(vm, FL_TIER_ZERO, 1); /* fl_poison counts it out again */
     fl_poison(vm, region, page, shown);
 }
@@ -36,7 +33,7 @@ static void damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry e
 /* Settle one entry that is not zero. Returns 1 when something was in flight. */
 static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
     if (!fl_entry_valid(entry)) {
-        damaged(vm, region, page, entry);
+        damaged(vm, region, page);
         return 1;
     }
     switch (fl_entry_state(entry)) {
@@ -58,7 +55,7 @@ static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry ent
         return 1;
     }
     if (fl_entry_tier(entry) == FL_TIER_RAM && fl_pool_rebuild_mark(vm->pool, fl_entry_payload(entry), page)) {
-        damaged(vm, region, page, entry);
+        damaged(vm, region, page);
         return 1;
     }
     int in_flight = fl_entry_state(entry) != FL_PAGE_EVICTED;

@@ -2,6 +2,7 @@
 #include "swap/vm.h"
 
 #include "base/clock.h"
+#include "base/fence.h"
 
 bool fl_page_of_address(struct fl_vm *vm, uint64_t address, uint64_t *page, uint32_t *region) {
     uint32_t count = fl_region_count(vm);
@@ -45,7 +46,7 @@ void fl_record(struct fl_vm *vm, enum fl_record_kind kind, enum fl_tier tier, ui
     struct fl_record *record = &stats->records[sequence % FL_RECORDS_MAX];
     /* Readers take a record only while its sequence is the one they expect, before and after copying. */
     __atomic_store_n(&record->sequence, 0, __ATOMIC_RELEASE);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    fl_fence();
     record->kind = kind;
     record->tier = tier;
     record->start_ns = start_ns;
