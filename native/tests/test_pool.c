@@ -229,6 +229,31 @@ static void test_handles(void) {
     fixture_destroy(&fixture);
 }
 
+/* An object whose header was scribbled over is none; put right again, it is one. */
+static void test_object_header(void) {
+    struct fixture fixture;
+    const struct fl_object *object, *found;
+    fixture_make(&fixture, MIB, MIB);
+    CHECK(put(&fixture, 0, 200) == 0 && fl_pool_get(fixture.pool, shadows[0].handle, &object) == 0, "put");
+    struct fl_object *damaged = (struct fl_object *)(fixture.base + shadows[0].handle * 8);
+    CHECK(damaged == object, "handles are offsets");
+    const uint16_t lengths[] = {0, 300, FL_PAYLOAD_MAX, FL_PAYLOAD_MAX + 1, UINT16_MAX};
+    for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
+        damaged->length = lengths[i];
+        CHECK(fl_pool_get(fixture.pool, shadows[0].handle, &found) == -EBADMSG, "length %u", lengths[i]);
+    }
+    damaged->length = 200;
+    damaged->magic ^= 1;
+    CHECK(fl_pool_get(fixture.pool, shadows[0].handle, &found) == -EBADMSG, "magic");
+    damaged->magic ^= 1;
+    check(&fixture, 0);
+    /* Freeing does not depend on what is in the object. */
+    damaged->length = UINT16_MAX;
+    drop(&fixture, 0);
+    CHECK(fixture_stats(&fixture).stored_bytes == 0 && fixture_stats(&fixture).objects == 0, "sums");
+    fixture_destroy(&fixture);
+}
+
 /* A host without memory, played by a tmpfs of 1 MiB in a mount namespace of our own: an errno, not a SIGBUS. */
 static int host_is_full(void) {
     char folder[] = "/tmp/test-pool-XXXXXX", file[64];
@@ -288,5 +313,6 @@ int main(int argc, char **argv) {
     test_limit();
     test_capacity();
     test_handles();
+    test_object_header();
     return 0;
 }
