@@ -14,7 +14,8 @@ from tests.system.guest import Guest, GuestConfig
 GuestFactory = Callable[[GuestConfig], Guest]
 
 
-def _why_no_guest() -> str | None:
+def why_no_guest() -> str | None:
+    """Why this machine can run no test guest; None: it can."""
     if os.geteuid() != 0:
         return "a test guest needs root: it is run as others, and its memory is looked into"
     for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("gcc", "gcc"), ("setpriv", "util-linux")):
@@ -26,7 +27,7 @@ def _why_no_guest() -> str | None:
 @pytest.fixture
 def guest_factory(tmp_path: Path) -> Iterator[GuestFactory]:
     """Starts guests (not waited for), each with its own folder for logs, and ends them all with the test."""
-    reason = _why_no_guest()
+    reason = why_no_guest()
     if reason is not None:
         pytest.skip(reason)
     with ExitStack() as guests:
