@@ -118,6 +118,18 @@ static void check_page(struct victim_shared *s, uint32_t page) {
     }
 }
 
+static void lock_page(struct victim_shared *s, uint32_t page) {
+    uint32_t free = 0;
+    while (!atomic_compare_exchange_strong(&s->lock[page], &free, 1)) {
+        free = 0;
+        sched_yield();
+    }
+}
+
+static void unlock_page(struct victim_shared *s, uint32_t page) {
+    atomic_store(&s->lock[page], 0);
+}
+
 static void handle_sigbus(int number) {
     (void)number;
     if (guarded)
@@ -146,7 +158,7 @@ static void *toucher(void *argument) {
             write_page(s, page, s->generation[page] + 1);
             atomic_fetch_add(&s->writes, 1);
         }
-        atomic_store(&s->lock[page], 0);
+        unlock_page(s, page);
         atomic_fetch_add(&s->touches, 1);
         if (s->pause_us)
             usleep(s->pause_us);
@@ -158,10 +170,15 @@ static void *toucher(void *argument) {
 
 static void remove_pages(struct victim_shared *s, int fd) {
     uint64_t offset = (uint64_t)s->first * PAGE, length = (uint64_t)s->count * PAGE;
+    for (uint32_t i = 0; i < s->count; i++)
+        lock_page(s, s->first + i);
     if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) ||
         madvise((void *)(uintptr_t)(atomic_load(&s->base) + offset), length, MADV_DONTNEED))
         _exit(98);
-    memset(s->generation + s->first, 0, s->count * sizeof(s->generation[0]));
+    for (uint32_t i = 0; i < s->count; i++) {
+        s->generation[s->first + i] = 0;
+        unlock_page(s, s->first + i);
+    }
 }
 
 static void move(struct victim_shared *s) {
@@ -174,8 +191,11 @@ static void move(struct victim_shared *s) {
 }
 
 static void verify(struct victim_shared *s) {
-    for (uint32_t page = 0; page < s->pages; page++)
+    for (uint32_t page = 0; page < s->pages; page++) {
+        lock_page(s, page);
         check_page(s, page);
+        unlock_page(s, page);
+    }
 }
 
 static void fork_and_check(struct victim_shared *s) {
