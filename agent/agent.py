@@ -23,7 +23,7 @@ from frostline.agent.limits import LimitsError, load_limits
 from frostline.agent.metrics import AgentCounts, AgentMetrics
 from frostline.agent.pager import PagerOptions
 from frostline.agent.procfs import boot_id, read_host_memory
-from frostline.agent.report import PromotionRates, ReportBuilder, identity
+from frostline.agent.report import PromotionRates, ReportBuilder, identity, reportable
 from frostline.agent.rundir import RunDir
 from frostline.agent.session import PROTOCOL_VERSION, SessionClient, SessionStatus
 from frostline.agent.settings import AgentSettings
@@ -218,7 +218,7 @@ class Agent(Daemon):
             agent_instance=self._instance,
             protocol_version=PROTOCOL_VERSION,
             capabilities=CAPABILITIES,
-            vms=[identity(vm) for vm in self._host],
+            vms=[identity(vm) for vm in self._host if reportable(vm)],
             applied_version=self._authority.applied_version,
             highest_epoch=self._authority.highest_epoch,
             host_memory_bytes=memory.total_bytes,
@@ -257,6 +257,7 @@ class Agent(Daemon):
         self, command: session_pb2.Command, answer: Callable[[session_pb2.CommandResult], None]
     ) -> None:
         await self._commands.do(command, answer)
+        self._news()
 
     # ---- admin socket ---------------------------------------------------------------------------------------
 

@@ -70,7 +70,8 @@ class Authority:
 
     async def welcome(self, epoch: int) -> str:
         """The controller's epoch on connecting; gives back why it is refused, empty when it is not."""
-        if epoch < self.highest_epoch:
+        # 0: it has none yet and will send no budgets until it has.
+        if 0 < epoch < self.highest_epoch:
             return f"its epoch {epoch} is below {self.highest_epoch}, the highest seen"
         if epoch > self.highest_epoch:
             await self._remember(highest_epoch=epoch)
@@ -98,7 +99,8 @@ class Authority:
         for vm in self._host:
             names = vm.facts.names
             vm.vm_class = self.limits.vm_class(names)
-            vm.want(self._should_attach(vm, names))
+            forbidden = self.limits.denied(names)
+            vm.want(not forbidden and self._should_attach(vm), forbidden)
 
     async def watch_pool(self) -> None:
         """Hold every VM at what it has away while the pools together are at the host's limit."""
@@ -118,9 +120,7 @@ class Authority:
                 judgement = self._judge(self._last_set, last_version=0)
                 await self._apply(self._last_set, judgement, self._last_lease_until_ns)
 
-    def _should_attach(self, vm: ManagedVm, names: tuple[str, ...]) -> bool:
-        if self.limits.denied(names):
-            return False
+    def _should_attach(self, vm: ManagedVm) -> bool:
         if vm.grant is not None:
             return vm.grant.attach
         if vm.vm_id in self._state.state.off_vm_ids:

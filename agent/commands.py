@@ -16,7 +16,6 @@ from frostline.agent.host import Host
 from frostline.agent.vm import ManagedVm, Phase
 from frostline.native import PAGE_BYTES, Command, CommandKind
 from frostline.v1 import common_pb2, session_pb2
-from frostline.wire.units import format_size
 
 MAX_REMEMBERED: Final = 256
 FOLLOW_SECONDS: Final = 600.0
@@ -37,19 +36,21 @@ class Commands:
         self._done: OrderedDict[str, session_pb2.CommandResult | None] = OrderedDict()
 
     async def do(self, command: session_pb2.Command, answer: Answer) -> None:
-        """Answers at least once: ``done`` False says that it has begun, and a second answer follows at the end."""
+        """Answers once, at the end: ``done`` False says that it failed, and why."""
         command_id = command.command_id
         if not command_id or len(command_id) > 256:
             answer(_result(command_id[:256], False, "a command needs an id of 1 to 256 characters"))
             return
         if command_id in self._done:
-            answer(self._done[command_id] or _result(command_id, False, "in progress"))
+            first = self._done[command_id]
+            if first is not None:  # else the answer of the first time is still to come
+                answer(first)
             return
         self._done[command_id] = None
         while len(self._done) > MAX_REMEMBERED:
             self._done.popitem(last=False)
         try:
-            result = await self._do(command, answer)
+            result = await self._do(command)
         except asyncio.CancelledError:
             # The stream ended; asked again on the next one, it is done again, which does no harm.
             self._done.pop(command_id, None)
@@ -58,7 +59,7 @@ class Commands:
             self._done[command_id] = result
         answer(result)
 
-    async def _do(self, command: session_pb2.Command, answer: Answer) -> session_pb2.CommandResult:
+    async def _do(self, command: session_pb2.Command) -> session_pb2.CommandResult:
         kind = command.WhichOneof("command")
         if kind is None:
             return _result(command.command_id, False, "this agent does not know that command")
@@ -71,7 +72,7 @@ class Commands:
             # Until the next set says otherwise.
             vm.set_grant(_DETACHED, vm.grant_version, 0)
             vm.want(False)
-            return await self._follow(command.command_id, vm, answer, lambda: vm.phase in (Phase.IDLE, Phase.GONE))
+            return await self._follow(command.command_id, vm, lambda: vm.phase in (Phase.IDLE, Phase.GONE))
         if kind == "prefetch":
             wanted = command.prefetch
             problem = await vm.tell(
@@ -83,12 +84,9 @@ class Commands:
         problem = await vm.tell(Command(CommandKind.DRAIN))
         if problem:
             return _result(command.command_id, False, problem)
-        return await self._follow(command.command_id, vm, answer, lambda: vm.evicted_bytes == 0)
+        return await self._follow(command.command_id, vm, lambda: vm.evicted_bytes == 0)
 
-    async def _follow(
-        self, command_id: str, vm: ManagedVm, answer: Answer, finished: Callable[[], bool]
-    ) -> session_pb2.CommandResult:
-        answer(_result(command_id, False, f"begun; {format_size(vm.evicted_bytes)} away"))
+    async def _follow(self, command_id: str, vm: ManagedVm, finished: Callable[[], bool]) -> session_pb2.CommandResult:
         deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline:
             vm.read_status()

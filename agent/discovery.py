@@ -29,6 +29,8 @@ MAX_NAME_CHARACTERS: Final = 128
 _VMM_NAME: Final = re.compile(r"^(qemu-system-[\w-]+|qemu-kvm|kvm)$")
 # The kernel cuts comm at 15 characters, so "qemu-system-x86_64" arrives as "qemu-system-x86".
 _VMM_COMM: Final = re.compile(r"^(qemu-system-\w*|qemu-kvm|kvm)$")
+_SIZE: Final = re.compile(r"(\d{1,12})([KMGT]?)", re.IGNORECASE)
+_SHIFTS: Final = {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}
 _UNPRINTABLE: Final = re.compile(r"[^\w.,:@+ -]")
 
 
@@ -40,6 +42,7 @@ class Vmm:
     name: str
     uuid: str  # canonical lower case; empty when the command line has none
     executable: str
+    memory_bytes: int = 0  # as the command line says; 0 when it does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class CommandLine:
 
     name: str
     uuid: str
+    memory_bytes: int = 0
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
@@ -55,16 +59,19 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     name = ""
     uuid = ""
     smbios_uuid = ""
+    memory_bytes = 0
     for option, value in itertools.pairwise(argv):
         if option in ("-name", "--name"):
             name = _name(value)
         elif option in ("-uuid", "--uuid"):
             uuid = _uuid(value)
+        elif option == "-m":
+            memory_bytes = _memory(value)
         elif option in ("-smbios", "--smbios"):
             properties = _properties(value)
             if properties.get("type") == "1":
                 smbios_uuid = _uuid(properties.get("uuid", ""))
-    return CommandLine(name=name, uuid=uuid or smbios_uuid)
+    return CommandLine(name=name, uuid=uuid or smbios_uuid, memory_bytes=memory_bytes)
 
 
 def is_vmm(executable: str, comm: str, argv: Sequence[str]) -> bool:
@@ -138,7 +145,9 @@ class Discovery:
         if again is None or again[1] != stat[1] or not is_vmm(executable, comm, argv):
             return None
         said = parse_command_line(argv)
-        return Vmm(ProcessId(pid, stat[1]), said.name or f"pid-{pid}", said.uuid, executable or argv[0])
+        return Vmm(
+            ProcessId(pid, stat[1]), said.name or f"pid-{pid}", said.uuid, executable or argv[0], said.memory_bytes
+        )
 
     @staticmethod
     def _executable(folder: Path) -> str:
@@ -173,6 +182,13 @@ def _name(value: str) -> str:
     first = value.replace(",,", "\0").partition(",")[0].replace("\0", ",")
     name = _properties(value).get("guest") or (first if "=" not in first else "")
     return _UNPRINTABLE.sub("_", name)[:MAX_NAME_CHARACTERS]
+
+
+def _memory(value: str) -> int:
+    """``-m 4096``, ``-m 4G`` or ``-m size=4G,...``: mebibytes unless there is a suffix. 0 for anything else."""
+    size = _properties(value).get("size") or value.partition(",")[0]
+    match = _SIZE.fullmatch(size)
+    return int(match[1]) << _SHIFTS[match[2].upper()] if match else 0
 
 
 def _uuid(value: str) -> str:

@@ -100,6 +100,11 @@ def holding_back(vm: ManagedVm, status: Status) -> common_pb2.Reason.ValueType:
     return _HOLDING_BACK[status.why]
 
 
+def reportable(vm: ManagedVm) -> bool:
+    """A VM whose size is not known yet is no VM to a controller; it is in the next report."""
+    return vm.phase is not Phase.GONE and vm.memory_bytes > 0
+
+
 def identity(vm: ManagedVm) -> common_pb2.VmIdentity:
     return common_pb2.VmIdentity(
         vm_id=vm.vm_id,
@@ -202,7 +207,7 @@ class ReportBuilder:
         identities: dict[str, bytes] = {}
         states: dict[str, bytes] = {}
         for vm in vms:
-            if vm.phase is Phase.GONE:
+            if not reportable(vm):
                 continue
             who = identity(vm)
             identities[vm.vm_id] = who.SerializeToString(deterministic=True)

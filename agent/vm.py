@@ -52,6 +52,7 @@ REFUSED_AWAY_SECONDS: Final = 1.0
 FOREIGN_GRACE_SECONDS: Final = 5.0
 # A VM that nobody wants served is looked at again only to keep its refusal from being ancient.
 UNWANTED_SECONDS: Final = 3600.0
+FORBIDDEN_SECONDS: Final = 5.0
 START_SECONDS: Final = 30.0
 POLL_FIRST_SECONDS: Final = 0.002
 POLL_MOST_SECONDS: Final = 0.05
@@ -100,6 +101,7 @@ class ManagedVm:
         self.last_takeover_seconds = 0.0
         self.discovered_at: Final = time.monotonic()
         self._wanted = False
+        self._forbidden = False
         self._held = Held.NOT
         self._lease_until_ns = 0
         self._memory_bytes = 0
@@ -137,7 +139,7 @@ class ManagedVm:
     def memory_bytes(self) -> int:
         if self.status and self.status.memory_bytes:
             return self.status.memory_bytes
-        return self._memory_bytes
+        return self._memory_bytes or self.vmm.memory_bytes
 
     @property
     def evicted_bytes(self) -> int:
@@ -161,10 +163,13 @@ class ManagedVm:
         self.vm_id = vm_id
         self._log = _log.bind(vm=self.vmm.name, vm_id=vm_id, pid=self.vmm.process.pid)
 
-    def want(self, attach: bool) -> None:
-        """Whether this VM should be attached to; a VM that should not is drained and detached."""
-        if attach != self._wanted:
-            self._wanted = attach
+    def want(self, attach: bool, forbidden: bool = False) -> None:
+        """Whether this VM should be attached to; a VM that should not is drained and detached.
+
+        ``forbidden``: by the host's own limits. Then it is not even rescued from another agent's dead pager.
+        """
+        if (attach, forbidden) != (self._wanted, self._forbidden):
+            self._wanted, self._forbidden = attach, forbidden
             self._not_before = 0.0
             self._wake.set()
 
@@ -279,6 +284,9 @@ class ManagedVm:
             return None
         if await self._adopt():
             return 0.0
+        if self._forbidden and not self._ours():
+            self._set_phase(Phase.FOREIGN if self._view else Phase.IDLE)
+            return FORBIDDEN_SECONDS
         return await self._start()
 
     async def _inspect(self) -> bool:
@@ -309,7 +317,12 @@ class ManagedVm:
         self.read_status()
         return bool(self.status and self.status.state is not State.DETACHED)
 
+    def _ours(self) -> bool:
+        """Whether a pager of this run folder served it: a pager that was killed leaves its socket behind."""
+        return self._link.path.exists()
+
     def read_status(self) -> None:
+        """Read the vault's status, if there is a vault."""
         if self._view is not None:
             try:
                 self.status = self._view.status()
@@ -430,9 +443,10 @@ class ManagedVm:
             self._detached(expected=was is Phase.DETACHING)
         elif was is Phase.FOREIGN:
             self._not_before = now + FOREIGN_GRACE_SECONDS
-            self._log.warning(
-                "another agent's pager ended; taking over unless it is replaced", in_seconds=FOREIGN_GRACE_SECONDS
-            )
+            if not self._forbidden:
+                self._log.warning(
+                    "another agent's pager ended; taking over unless it is replaced", in_seconds=FOREIGN_GRACE_SECONDS
+                )
         elif ending.vm_gone:
             self._not_before = now + 1.0  # the VMM's own end is on its way to us
         elif ending.refusal is not Refusal.NONE:

@@ -73,7 +73,7 @@ class AgentRig:
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another frostline-agent command on the same run folder."""
         command = [sys.executable, "-m", "frostline.agent.main", *arguments, "--run-dir", str(self.run_dir)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
     def ask_probe(self) -> dict[str, Any]:
         """What `probe --json` says."""
@@ -103,7 +103,10 @@ class AgentRig:
         def look() -> dict[str, Any] | None:
             nonlocal last
             last = self.vm(name) or last
-            return last if last and wanted(last) else None
+            try:
+                return last if last and wanted(last) else None
+            except TypeError:  # no pager yet, or no grant
+                return None
 
         try:
             return wait_for(f"{name} to be {what}", look, seconds)

@@ -17,6 +17,8 @@ from tests.system.agent_rig import ENFORCE, AgentRig, wait_for
 from tests.system.guest import Guest, GuestConfig, Workload
 
 MIB = 1 << 20
+# Guests boot under emulation, beside whatever else this machine is doing.
+pytestmark = pytest.mark.timeout(300)
 WORKLOAD = Workload(mib=96, hot_mib=4)
 
 

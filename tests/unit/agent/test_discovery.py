@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline.agent.discovery import CommandLine, Discovery, Vmm, is_vmm, parse_command_line, vm_ids
+from frostline.agent.discovery import Discovery, Vmm, is_vmm, parse_command_line, vm_ids
 from frostline.agent.procfs import ProcessId, parse_meminfo, parse_stat
 
 UUID = "5f0c2c43-7b0a-4f4e-9d0e-2a6f7c3f7d11"
@@ -46,7 +46,26 @@ BY_HAND = ["qemu-system-x86_64", "-m", "512", "-nographic"]
     ],
 )
 def test_name_and_uuid_of_recorded_command_lines(argv: list[str], name: str, uuid: str) -> None:
-    assert parse_command_line(argv) == CommandLine(name, uuid)
+    found = parse_command_line(argv)
+    assert (found.name, found.uuid) == (name, uuid)
+
+
+@pytest.mark.parametrize(
+    ("value", "mebibytes"),
+    [
+        ("4096", 4096),
+        ("4G", 4096),
+        ("size=256M", 256),
+        ("size=4194304k,slots=255,maxmem=16G", 4096),
+        ("512,slots=2", 512),
+        ("1T", 1 << 20),
+        ("much", 0),
+        ("", 0),
+        ("9" * 50, 0),
+    ],
+)
+def test_memory_of_recorded_options(value: str, mebibytes: int) -> None:
+    assert parse_command_line(["qemu", "-m", value]).memory_bytes == mebibytes << 20
 
 
 @pytest.mark.parametrize(
