@@ -34,42 +34,46 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class _Node:
-    hellos: deque[tuple[float, bytes]] = field(default_factory=deque)
+    hellos: deque[tuple[float, bool]] = field(default_factory=deque)
     blocked_until: float = 0.0
 
 
 @dataclass(slots=True)
 class FlapGuard:
-    """Two agents with one node id throw each other out for ever: stop that, and say whose fault it is not.
+    """Two agents with one node id throw each other out for ever: stop that, and say what is wrong.
 
-    More than `limit` hellos of a node within `window_seconds`, from more than one agent instance, or more than
-    three times as many from a single one that keeps coming back, block the node for `block_seconds`. While it is
-    blocked the stream that is open stays.
+    More than `limit` hellos within `window_seconds` that each pushed another agent's open stream out, or more than
+    `most` of any kind (an agent that keeps dying), block the node for `block_seconds`. While it is blocked the
+    stream that is open stays. An agent that was restarted pushes nobody out: its old stream ended with it.
     """
 
     limit: int = 5
+    most: int = 30
     window_seconds: float = 30.0
     block_seconds: float = 30.0
     _nodes: OrderedDict[str, _Node] = field(default_factory=OrderedDict)
 
-    def admit(self, node_id: str, instance: bytes, now: float) -> tuple[float, str]:
-        """(0.0, "") when the hello may go on, else the seconds to wait and what is wrong, in words."""
+    def admit(self, node_id: str, pushes_out: bool, now: float) -> tuple[float, str]:
+        """(0.0, "") when the hello may go on, else the seconds to wait and what is wrong, in words.
+
+        `pushes_out`: another agent instance has a stream open for this node.
+        """
         node = self._nodes.setdefault(node_id, _Node())
         self._nodes.move_to_end(node_id)
         while len(self._nodes) > MAX_TRACKED_NODES:
             self._nodes.popitem(last=False)
         while node.hellos and now - node.hellos[0][0] > self.window_seconds:
             node.hellos.popleft()
-        instances = {seen for _, seen in node.hellos} | {instance}
+        fights = sum(pushed for _, pushed in node.hellos) + pushes_out
         words = (
-            f"{len(instances)} agents use the node id {node_id!r} and push each other out; give each host its own"
-            if len(instances) > 1
-            else f"the agent of {node_id!r} reconnects too often; its log says why"
+            f"several agents use the node id {node_id!r} and push each other out; give each host its own"
+            if fights > 1
+            else f"the agent of {node_id!r} connects too often; its log says why"
         )
         if now < node.blocked_until:
             return node.blocked_until - now, words
-        node.hellos.append((now, instance))
-        if len(node.hellos) > (self.limit if len(instances) > 1 else 3 * self.limit):
+        node.hellos.append((now, pushes_out))
+        if fights > self.limit or len(node.hellos) > self.most:
             node.blocked_until = now + self.block_seconds
             return self.block_seconds, words
         return 0.0, ""

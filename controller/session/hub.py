@@ -13,6 +13,7 @@ from frostline.controller.fleet.deciding import Decider
 from frostline.controller.fleet.fleet import Fleet
 from frostline.controller.fleet.records import HostRecord, VmRecord
 from frostline.controller.session.admission import FlapGuard, TokenBucket
+from frostline.controller.session.validate import clean_identity
 from frostline.v1 import common_pb2 as pb
 from frostline.v1 import session_pb2 as wire
 
@@ -79,6 +80,7 @@ class Hub:
 
     def take_identity(self, host: HostRecord, identity: pb.VmIdentity) -> VmRecord:
         """A VM that was said to exist; what is known of it stays unless it is another process now."""
+        identity = clean_identity(identity)
         known = host.vms.get(identity.vm_id)
         if known is not None and (known.identity.pid, known.identity.start_time_ticks) == (
             identity.pid,

@@ -77,8 +77,10 @@ class SessionService(rpc.SessionServiceServicer):
 
     async def _open(self, hello: wire.Hello, context: Context) -> tuple[HostRecord, Stream]:
         hub, node_id = self._hub, hello.node_id
-        wait_seconds, words = hub.flaps.admit(node_id, hello.agent_instance, time.monotonic())
         known = hub.fleet.hosts.get(node_id)
+        other = known.session if known is not None else None
+        pushes_out = isinstance(other, Stream) and other.instance != hello.agent_instance
+        wait_seconds, words = hub.flaps.admit(node_id, pushes_out, time.monotonic())
         if wait_seconds > 0.0:
             self._refused("flapping")
             if known is not None:

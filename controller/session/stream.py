@@ -160,6 +160,8 @@ class Stream:
             self._ask_resync(f"reports are missing before {report.sequence}")
         self.host.note = ""
         self._apply(report, now)
+        if verdict is Verdict.TAKE:
+            self._confirm(now)
         self.host.report_traceparent = report.traceparent
         self.wake()
 
@@ -190,6 +192,12 @@ class Stream:
             if host.vms.pop(vm_id, None) is not None:
                 _log.info("VM gone", node_id=host.node_id, vm=vm_id)
                 fleet.touch(host)
+
+    def _confirm(self, now: float) -> None:
+        """Nothing is missing, so a VM that the delta does not mention is as it was last said to be."""
+        for vm in self.host.vms.values():
+            if vm.state is not None and not vm.problem:
+                vm.state_at = now
 
     def _take_state(self, vm: VmRecord, state: Any, now: float) -> None:
         problem = state_problem(state, vm.identity)

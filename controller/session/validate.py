@@ -91,16 +91,21 @@ def check_identities(where: str, identities: Iterable[pb.VmIdentity]) -> list[tu
     problems = _check_unique(where, [identity.vm_id for identity in identities])
     if problems and len(identities) > MAX_VMS:
         return problems
+    # 0 bytes: a VM that could not be looked into. Names come from the VMM's command line and are not the agent's
+    # fault; they are made harmless by `clean_identity` instead of costing the whole host its session.
     for index, identity in enumerate(identities):
-        here = f"{where}[{index}]"
-        for field in ("name", "uuid", "vm_class"):
-            if not _is_text(getattr(identity, field)):
-                problems.append((f"{here}.{field}", f"longer than {MAX_TEXT} characters, or not printable"))
-        if not 0 < identity.memory_bytes <= MAX_MEMORY_BYTES:
-            problems.append((f"{here}.memory_bytes", f"{identity.memory_bytes} is no VM's memory"))
-        if len(problems) > 32:
-            break
-    return problems
+        if identity.memory_bytes > MAX_MEMORY_BYTES:
+            problems.append((f"{where}[{index}].memory_bytes", f"{identity.memory_bytes} is no VM's memory"))
+    return problems[:32]
+
+
+def clean_identity(identity: pb.VmIdentity) -> pb.VmIdentity:
+    """The identity with names that fit logs, terminals and metrics."""
+    cleaned = pb.VmIdentity()
+    cleaned.CopyFrom(identity)
+    for field in ("name", "uuid", "vm_class"):
+        setattr(cleaned, field, clean_detail(getattr(identity, field))[:MAX_TEXT])
+    return cleaned
 
 
 def _check_unique(where: str, ids: Iterable[str]) -> list[tuple[str, str]]:
@@ -149,7 +154,7 @@ def _histogram_problem(histogram: pb.Histogram, memory_bytes: int) -> str:
         return f"histogram has {lengths[0]} bins; {MAX_BINS} are allowed"
     if any(not math.isfinite(age) or not 0.0 <= age <= MAX_AGE_SECONDS for age in ages):
         return "histogram has an age that is no duration"
-    if any(later <= earlier for earlier, later in itertools.pairwise(ages)):
+    if any(ages) and any(later <= earlier for earlier, later in itertools.pairwise(ages)):
         return "histogram ages do not grow from bin to bin"
     if any(not math.isfinite(rate) or rate < 0.0 for rate in rates):
         return "histogram has a promotion rate that is no rate"

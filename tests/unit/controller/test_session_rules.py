@@ -18,6 +18,7 @@ from frostline.controller.session.validate import (
     check_hello,
     check_report,
     clean_detail,
+    clean_identity,
     state_problem,
 )
 from frostline.v1 import common_pb2 as pb
@@ -60,27 +61,29 @@ def test_token_bucket_refills_with_time() -> None:
 
 def test_two_agents_on_one_node_id_are_stopped() -> None:
     guard = FlapGuard(limit=5, window_seconds=30.0, block_seconds=30.0)
-    waits = [guard.admit("n", bytes([number % 2]) * 16, float(number)) for number in range(8)]
-    assert [wait for wait, _ in waits[:5]] == [0.0] * 5
-    assert waits[5][0] == 30.0
-    assert "2 agents use the node id 'n'" in waits[5][1]
-    assert waits[7][0] == 28.0
-    assert guard.admit("other", b"0" * 16, 7.0) == (0.0, "")
+    # The first one finds nobody there.
+    waits = [guard.admit("n", number > 0, float(number)) for number in range(9)]
+    assert [wait for wait, _ in waits[:6]] == [0.0] * 6
+    assert waits[6][0] == 30.0
+    assert "several agents use the node id 'n'" in waits[6][1]
+    assert waits[8][0] == 28.0
+    assert guard.admit("other", True, 7.0) == (0.0, "")
     # After the block and the window, it may try again.
-    assert guard.admit("n", b"0" * 16, 60.0) == (0.0, "")
+    assert guard.admit("n", True, 60.0) == (0.0, "")
 
 
-def test_one_agent_that_reconnects_has_more_patience() -> None:
-    guard = FlapGuard(limit=5)
-    waits = [guard.admit("n", b"0" * 16, number * 0.1)[0] for number in range(16)]
-    assert waits[:15] == [0.0] * 15
-    assert waits[15] > 0.0
+def test_an_agent_that_is_restarted_often_has_more_patience() -> None:
+    guard = FlapGuard(limit=5, most=15)
+    waits = [guard.admit("n", False, number * 0.1) for number in range(16)]
+    assert [wait for wait, _ in waits[:15]] == [0.0] * 15
+    assert waits[15][0] > 0.0
+    assert "connects too often" in waits[15][1]
 
 
 def test_flap_guard_forgets_the_oldest_node() -> None:
     guard = FlapGuard()
     for number in range(MAX_TRACKED_NODES + 10):
-        guard.admit(f"n{number}", b"0" * 16, 0.0)
+        guard.admit(f"n{number}", False, 0.0)
     assert len(guard._nodes) == MAX_TRACKED_NODES
 
 
@@ -106,9 +109,7 @@ def test_a_good_hello() -> None:
         ({"highest_epoch": 2**33}, "hello.highest_epoch"),
         ({"applied_version": 2**63}, "hello.applied_version"),
         ({"host_available_bytes": 1}, "hello.host_memory_bytes"),
-        ({"vms": [pb.VmIdentity(vm_id="a")]}, "hello.vms[0].memory_bytes"),
         ({"vms": [pb.VmIdentity(vm_id="a", memory_bytes=2**60)]}, "hello.vms[0].memory_bytes"),
-        ({"vms": [pb.VmIdentity(vm_id="a", memory_bytes=1, name="\x00")]}, "hello.vms[0].name"),
         ({"vms": [pb.VmIdentity(vm_id="../..", memory_bytes=1)]}, "hello.vms"),
         ({"vms": [pb.VmIdentity(vm_id=str(n), memory_bytes=1) for n in range(MAX_VMS + 1)]}, "hello.vms"),
     ],
@@ -123,6 +124,16 @@ def test_our_own_epoch_is_always_believed() -> None:
     check_hello(hello(highest_epoch=2**33), 2**33)
 
 
+def test_a_vms_odd_name_is_made_harmless_and_costs_nobody_the_session() -> None:
+    odd = pb.VmIdentity(vm_id="a", name="\x1b[2J" + "x" * 10_000, uuid="\n")
+    check_hello(hello(vms=[odd]), 0)
+    cleaned = clean_identity(odd)
+    assert cleaned.name.startswith(" [2Jxxx")
+    assert len(cleaned.name) == 256
+    assert cleaned.uuid == " "
+    assert odd.uuid == "\n"
+
+
 def test_report_with_a_vm_that_is_gone_and_there() -> None:
     with pytest.raises(InvalidError):
         check_report(wire.Report(states=[pb.VmState(vm_id="a")], gone_vm_ids=["a"]))
@@ -131,6 +142,10 @@ def test_report_with_a_vm_that_is_gone_and_there() -> None:
 def test_a_good_state_and_an_unattached_one() -> None:
     identity = pb.VmIdentity(vm_id="a", memory_bytes=GIB)
     assert state_problem(pb.VmState(vm_id="a", refusal=pb.REFUSAL_LOCKED), identity) == ""
+    unscanned = pb.Histogram(
+        min_age_seconds=[0, 0], resident_bytes=[0, 0], evicted_bytes=[0, 0], promotions_per_minute=[0, 0]
+    )
+    assert state_problem(pb.VmState(vm_id="a", histogram=unscanned), identity) == ""
     histogram = pb.Histogram(
         min_age_seconds=[0, 10], resident_bytes=[GIB, 0], evicted_bytes=[0, GIB], promotions_per_minute=[0, 0]
     )
@@ -179,7 +194,7 @@ def test_what_is_believed_makes_sense(histogram: pb.Histogram, resident: int, ev
         assert evicted <= GIB
         assert sum(histogram.resident_bytes) <= GIB
         ages = list(histogram.min_age_seconds)
-        assert ages == sorted(set(ages))
+        assert ages == sorted(set(ages)) or not any(ages)
         assert len(ages) == len(histogram.resident_bytes) == len(histogram.evicted_bytes)
 
 
