@@ -75,7 +75,10 @@ int fl_recover(struct fl_vm *vm, uint64_t *fixed, struct fl_refused *why) {
     FL_SET(vm, evicted_zero_pages, 0);
     FL_SET(vm, evicted_same_pages, 0);
     FL_SET(vm, evicted_ram_pages, 0);
-    fl_pool_rebuild_begin(vm->pool);
+    int error = fl_pool_rebuild_begin(vm->pool);
+    if (error) /* without it every stored page would look damaged */
+        return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot rebuild the pool of process %d: %s; free memory on the host",
+                         vm->pid, strerror(-error));
     for (uint32_t i = 0; i < fl_region_count(vm); i++) {
         struct fl_vault_region *region = fl_region(vm, i);
         bool forget = vm->memory[i].fd < 0; /* unmapped and closed by the VMM: nobody can ask for it again */
