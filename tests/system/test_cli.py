@@ -186,6 +186,7 @@ async def test_a_budget_is_desired_then_in_force(frostline: Operator, agent: Raw
     async def planned() -> bool:
         return bool((await _vm(frostline, "web"))["decision"]["planned_bytes"])
 
+    await agent.budgets()  # one push is in flight at a time, and the next decision waits for its answer
     await until("the plan is shown", planned)
     assert "plan 512 MiB" in (await frostline.ok("vms")).out
     budget_bytes = await _enforced(frostline, agent)
