@@ -7,23 +7,22 @@
 #include "base/log.h"
 #include "swap/load.h"
 
-void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
-    struct fl_vault_header *header = vm->vault.header;
-    atomic_store(&header->zap_start, start);
-    atomic_store(&header->zap_end, end); /* last: a mark without an end marks nothing */
-}
-
-void fl_event_clear_zap(struct fl_vm *vm) {
-    atomic_store(&vm->vault.header->zap_end, 0);
-}
-
 bool fl_event_zap_marked(struct fl_vm *vm) {
     return atomic_load(&vm->vault.header->zap_end) != 0;
 }
 
+/* Whether an event may be that of our zap. An exact one is; one inside is put off. */
 static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
     struct fl_vault_header *header = vm->vault.header;
-    return end <= atomic_load(&header->zap_end) && start >= atomic_load(&header->zap_start);
+    uint64_t zap_end = atomic_load(&header->zap_end), zap_start = atomic_load(&header->zap_start);
+    if (end > zap_end || start < zap_start)
+        return false;
+    if (start == zap_start && end == zap_end && !atomic_exchange(&vm->removals.zap_seen, true))
+        return true;
+    uint32_t place = atomic_fetch_add(&vm->removals.count, 1);
+    if (place < FL_REMOVALS_MAX)
+        vm->removals.put_off[place] = (struct fl_range){start, end};
+    return true;
 }
 
 /* The VMM freed guest memory (balloon, free page reporting): a stored copy of it must not come back. */
@@ -44,6 +43,22 @@ static void forget_range(struct fl_vm *vm, uint64_t start, uint64_t end) {
         forgotten++;
     }
     FL_COUNT(vm, removed_pages, forgotten);
+}
+
+void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
+    struct fl_vault_header *header = vm->vault.header;
+    atomic_store(&vm->removals.count, 0);
+    atomic_store(&vm->removals.zap_seen, false);
+    atomic_store(&header->zap_start, start);
+    atomic_store(&header->zap_end, end); /* last: a mark without an end marks nothing */
+}
+
+void fl_event_clear_zap(struct fl_vm *vm) {
+    uint32_t count = atomic_load(&vm->removals.count);
+    bool zap_seen = atomic_load(&vm->removals.zap_seen);
+    atomic_store(&vm->vault.header->zap_end, 0);
+    for (uint32_t i = 0; zap_seen && i < count && i < FL_REMOVALS_MAX; i++)
+        forget_range(vm, vm->removals.put_off[i].start, vm->removals.put_off[i].end);
 }
 
 static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t end) {

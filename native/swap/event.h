@@ -11,9 +11,12 @@ struct uffd_msg;
 void fl_event(struct fl_vm *vm, const struct uffd_msg *message);
 
 /*
- * Our own zap drops page tables, not memory, but the kernel tells of it as it tells of memory that is gone. While a
- * zap of [start, end) is marked, REMOVE events inside of it are taken for ours. A true one that is missed so costs
- * nothing: the guest gets its own old bytes where it may expect any. The mark is in the vault, a successor still knows.
+ * Our own zap drops page tables, not memory, but the kernel tells of it as it tells of memory that is gone. So a zap
+ * of [start, end) is marked while it lasts. An event with exactly these bounds is ours. One that lies inside of them
+ * waits until the zap has ended: if ours was seen by then, the others were true; if not, the zap came in pieces
+ * (the VMM's mappings were split meanwhile) and they were ours. Taking a zap for a removal would lose pages; the
+ * other way round, the guest gets its own old bytes where it may expect any. The mark is in the vault: a successor still
+ * knows, and takes what lies inside for ours.
  */
 void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end);
 /* Only when the zap has ended in the VMM and no thread still acts on an event read before (fl_fault_quiesce). */

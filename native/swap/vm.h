@@ -20,11 +20,23 @@
 
 #define FL_WINDOW_PAGES 512u /* pages looked at in one step: 2 MiB */
 #define FL_FORKS_MAX 8
+#define FL_REMOVALS_MAX 64u
 #define FL_BATCH_PAGES 64u   /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
 
 struct fl_memory { /* what the pager holds of one region beside the vault's record */
     int fd;        /* the memfd, opened anew: our own description */
     void *mapping; /* never touched (a touch would fill a hole); mincore asks through it */
+};
+
+struct fl_range {
+    uint64_t start, end;
+};
+
+/* REMOVE events that came while a zap was under way (swap/event.h). */
+struct fl_removals {
+    _Atomic(bool) zap_seen;
+    _Atomic(uint32_t) count; /* may pass the limit: what is beyond is not remembered, and harmless */
+    struct fl_range put_off[FL_REMOVALS_MAX];
 };
 
 struct fl_vm {
@@ -36,6 +48,7 @@ struct fl_vm {
     struct fl_vault vault;
     struct fl_pool *pool;
     struct fl_memory memory[FL_MAX_REGIONS]; /* index as in the vault's regions */
+    struct fl_removals removals;
     _Atomic(uint32_t) gone;                  /* the VMM has ended: stop quietly */
     _Atomic(uint32_t) remap_pending;         /* an UNMAP or FORK event waits for the mover */
     _Atomic(int) forks[FL_FORKS_MAX];        /* userfaultfds of forked children that wait for a drain; -1: none */
