@@ -160,7 +160,7 @@ static void test_handles(void) {
     CHECK(accepted > good, "own handles are among them");
 }
 
-#ifndef FL_SANITIZE_THREAD
+#if !defined(FL_SANITIZE_THREAD) && !defined(__SANITIZE_THREAD__)
 /* A peer that writes to the vault at any moment. A data race by design, so not for the thread sanitizer. */
 static atomic_bool stop;
 
