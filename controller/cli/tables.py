@@ -176,10 +176,15 @@ def _desired(vm: operator_pb2.Vm) -> str:
     return _size(decision.budget_bytes)
 
 
+def budgets_differ(vm: operator_pb2.Vm) -> bool:
+    """Whether what is in force is worth a look beside what is desired: a set is under way, or the host allows less.
+    Small steps of a decision are not sent at once, and nobody needs to hear of those."""
+    desired, effective = vm.decision.budget_bytes, vm.state.effective_budget_bytes
+    return abs(desired - effective) * 32 > max(desired, effective)
+
+
 def _in_force(vm: operator_pb2.Vm) -> Text:
-    # Effective differs from desired while a set is under way, or where the host allows less.
-    differs = vm.state.effective_budget_bytes != vm.decision.budget_bytes
-    return Text(_size(vm.state.effective_budget_bytes), style="yellow" if differs else "")
+    return Text(_size(vm.state.effective_budget_bytes), style="yellow" if budgets_differ(vm) else "")
 
 
 def _versions(host: operator_pb2.Host) -> Text:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,7 +13,7 @@ from rich.text import Text
 from frostline.controller.cli.document import saved_bytes
 from frostline.controller.cli.histogram import EVICTED_STYLE, RESIDENT_STYLE, draw, stacked_bar
 from frostline.controller.cli.screen import Screen
-from frostline.controller.cli.tables import ago, name_of, nanoseconds, why
+from frostline.controller.cli.tables import ago, budgets_differ, name_of, nanoseconds, why
 from frostline.controller.cli.words import (
     REASON_SENTENCES,
     clean,
@@ -25,33 +26,34 @@ from frostline.controller.cli.words import (
 from frostline.v1 import common_pb2, operator_pb2
 from frostline.wire.units import format_duration, format_size
 
+# What a picture that is redrawn in place has room for on 24 lines.
+_BRIEF: Final = ("memory", "saved", "budget", "why", "refused", "not accepted", "faults", "damage")
 
-def vm_view(vm: operator_pb2.Vm, screen: Screen) -> RenderableType:
+
+def vm_view(vm: operator_pb2.Vm, screen: Screen, *, brief: bool = False) -> RenderableType:
+    """The VM as lines; `brief` leaves out what does not change and cuts lines instead of wrapping them."""
+    chosen = [(label, value) for label, value in _facts(vm, screen) if not brief or label in _BRIEF]
     facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for label, value in _facts(vm, screen):
+    facts.add_column(style="bold", no_wrap=True, min_width=max(len(label) for label, _value in chosen))
+    facts.add_column(no_wrap=brief, overflow="crop" if brief else "fold")
+    for label, value in chosen:
         facts.add_row(label, value)
     parts: list[RenderableType] = [_title(vm, screen), Text(""), _memory_bar(vm, screen), facts]
     if vm.state.HasField("histogram"):
-        parts += [
-            Text(""),
-            Text("Guest memory by how long it has been idle, and promotions by the age then", style="bold"),
-            *_histogram(vm, screen),
-        ]
+        heading = Text("Guest memory by how long it has been idle, and promotions by the age then", style="bold")
+        parts += [Text(""), heading, *draw(vm.state.histogram, min(screen.width, 120), screen.glyphs)]
     return Group(*parts)
 
 
 def _title(vm: operator_pb2.Vm, screen: Screen) -> Text:
     dot = f" {screen.glyphs.bullet} "
-    title = Text(name_of(vm), style="bold")
-    title.append(f"  on {clean(vm.node_id)}", style="")
-    words = [mode_word(vm.decision.mode), pager_word(vm.state.pager_state) or "not attached"]
-    if vm.decision.policy_class:
-        words.insert(1, f"class {clean(vm.decision.policy_class)}")
-    for word in filter(None, words):
-        title.append(dot, style="not bold")
-        title.append(word, style=f"not bold {style_of(word)}".strip())
+    title = Text.assemble((name_of(vm), "bold"), f"  on {clean(vm.node_id)}")
+    mode, pager = mode_word(vm.decision.mode), pager_word(vm.state.pager_state) or "not attached"
+    class_words = f"class {clean(vm.decision.policy_class)}" if vm.decision.policy_class else ""
+    for word, style in ((mode, style_of(mode)), (class_words, ""), (pager, style_of(pager))):
+        if word:
+            title.append(dot)
+            title.append(word, style=style)
     return title
 
 
@@ -124,10 +126,9 @@ def _budget(vm: operator_pb2.Vm) -> Text:
     if decision.mode == common_pb2.MODE_PLAN:
         return Text(f"plan: {format_size(decision.planned_bytes)} could be away; none is sent in this mode")
     text = Text(f"desired {format_size(decision.budget_bytes)} (version {decision.version}), ")
-    differs = state.effective_budget_bytes != decision.budget_bytes
     text.append(
         f"in force {format_size(state.effective_budget_bytes)} (version {state.effective_version})",
-        style="yellow" if differs else "",
+        style="yellow" if budgets_differ(vm) else "",
     )
     if state.lease_remaining_seconds > 0:
         text.append(f", lease {ago(state.lease_remaining_seconds)} left")
@@ -140,10 +141,7 @@ def _why(vm: operator_pb2.Vm) -> Text:
     word = why(vm)
     reason = reason_word(vm.decision.reason)
     sentence = clean(vm.decision.sentence) or REASON_SENTENCES.get(reason, "")
-    text = Text(word, style=style_of(word))
-    if sentence:
-        text.append(f": {sentence}", style="")
-    return text
+    return Text.assemble((word, style_of(word)), f": {sentence}" if sentence else "")
 
 
 def _tiers(state: common_pb2.VmState) -> str:
@@ -196,7 +194,3 @@ def _errors(counters: common_pb2.Counters) -> str:
         if count
     ]
     return ", ".join(found)
-
-
-def _histogram(vm: operator_pb2.Vm, screen: Screen) -> list[RenderableType]:
-    return list(draw(vm.state.histogram, min(screen.width, 120), screen.glyphs))

@@ -68,7 +68,7 @@ class Picture:
     def render(self, screen: Screen, wanted: str, trouble: str) -> RenderableType:
         parts: list[RenderableType] = []
         if wanted and len(self.vms) == 1:
-            parts.append(vm_view(next(iter(self.vms.values())), screen))
+            parts.append(vm_view(next(iter(self.vms.values())), screen, brief=True))
         else:
             parts += [hosts_table(self.hosts.values(), screen), Text("")]
             parts += [vms_table(self.vms.values(), screen), Text(""), vms_line(list(self.vms.values()), screen)]
@@ -197,7 +197,7 @@ async def _bounded_start(cli: Cli, client: OperatorClient, request: Request):  #
 async def _live(cli: Cli, request: Request) -> None:
     picture, screen = Picture(), cli.screen
     said: list[str] = [""]
-    with Live(console=screen.out, auto_refresh=False, screen=False, vertical_overflow="crop") as live:
+    with Live(console=screen.out, auto_refresh=False, screen=False, vertical_overflow="ellipsis") as live:
 
         def redraw() -> None:
             live.update(picture.render(screen, request.vm, said[0]), refresh=True)

@@ -73,12 +73,14 @@ def frostline(server: RunningServer) -> Command:
 def frostline_process(server: RunningServer) -> Callable[..., subprocess.Popen[bytes]]:
     """The command as its own process, for what only a process has: signals, a terminal, a locale."""
 
-    def start(*arguments: str, stdout: int = subprocess.PIPE, **environ: str) -> subprocess.Popen[bytes]:
+    def start(
+        *arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE, **environ: str
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "frostline"), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             env={**os.environ, "FROSTLINE_CONTROLLER": server.address, "COLUMNS": "100", **environ},
         )
 

@@ -32,6 +32,7 @@ class Servicer(operator_pb2_grpc.OperatorServiceServicer):
         self.errors: dict[str, tuple[grpc.StatusCode, str, list[tuple[str, str]]]] = {}
         self.requests: list[Any] = []
         self.drain_answer = operator_pb2.DrainResponse(command_id="c-1", done=True)
+        self.drain_steps = 0
         self.store_available = True
         self.fleet_frozen = False
         self.hang: set[str] = set()
@@ -118,6 +119,10 @@ class Servicer(operator_pb2_grpc.OperatorServiceServicer):
 
     async def Drain(self, request: Any, context: Any) -> operator_pb2.DrainResponse:  # noqa: N802
         await self._enter("Drain", request, context)
+        for _step in range(self.drain_steps):
+            for vm in self.vms:
+                vm.state.evicted_bytes //= 2
+            await asyncio.sleep(0.3)
         return self.drain_answer
 
     async def Explain(self, request: Any, context: Any) -> operator_pb2.ExplainResponse:  # noqa: N802

@@ -197,6 +197,28 @@ def test_a_watch_on_a_terminal_redraws_and_leaves_it_usable(frostline_process: S
     os.close(primary)
 
 
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_a_drain_on_a_terminal_shows_how_much_is_left(
+    frostline_process: Start, server: RunningServer, locale: str
+) -> None:
+    server.servicer.drain_steps = 8
+    primary, secondary = pty.openpty()
+    process = frostline_process("drain", "web-1", "--wait", stderr=secondary, TERM="xterm", LC_ALL=locale)
+    os.close(secondary)
+    shown = b""
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
+        while time.monotonic() < deadline:
+            if select.select([primary], [], [], 0.1)[0]:
+                shown += os.read(primary, 65536)
+    os.close(primary)
+    assert process.wait(10) == 0
+    left = re.findall(r"(\d[\d.]* [KM]iB) still away", shown.decode())
+    assert len(set(left)) >= 3
+    assert shown.rfind(b"\x1b[?25l") < shown.rfind(b"\x1b[?25h")
+    assert (locale == "C.UTF-8") == any(ord(char) > 127 for char in shown.decode())
+
+
 @pytest.mark.parametrize(
     "environ", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C"}, {"LC_ALL": "POSIX"}]
 )
