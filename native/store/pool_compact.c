@@ -11,6 +11,7 @@
 
 #define WASTE_FLOOR_BYTES (256u << 10)
 #define CANDIDATES_MAX 16 /* looked at for the emptiest of a list: the lock is held */
+#define BARREN_MAX 16     /* slabs in one call that give nothing away */
 
 /*
  * Once begun it goes on a little below the mark, or every few frees would begin it anew. Empty slabs are trimming's
@@ -111,7 +112,8 @@ static uint32_t evacuate(struct fl_pool *pool, uint32_t slab, uint32_t class_ind
 
 uint32_t fl_pool_compact(struct fl_pool *pool, uint32_t max_objects, fl_relocate_fn relocate, void *context) {
     uint32_t count = 0;
-    while (count < max_objects) {
+    /* Two slabs whose objects may not move would free each other's `stuck`, for ever: a refused copy is freed too. */
+    for (uint32_t barren = 0; count < max_objects && barren < BARREN_MAX;) {
         uint32_t class_index = 0;
         pthread_mutex_lock(&pool->lock);
         uint32_t slab = wasteful(pool) ? choose_slab(pool, &class_index) : SLAB_NONE;
@@ -127,6 +129,7 @@ uint32_t fl_pool_compact(struct fl_pool *pool, uint32_t max_objects, fl_relocate
 
         uint32_t moved = evacuate(pool, slab, class_index, max_objects - count, relocate, context);
         count += moved;
+        barren += moved == 0;
 
         pthread_mutex_lock(&pool->lock);
         if (pool->evacuating == slab) {
