@@ -9,7 +9,8 @@
  * thread was. From that one write on the pager is not needed any more; before it, nothing has changed.
  *
  * A call may block: MADV_DONTNEED on a range of a userfaultfd with EVENT_REMOVE waits until another thread of the
- * pager has read the event.
+ * pager has read the event. Calls that the kernel restarts by restart_syscall() (nanosleep, poll, timed futex waits) must
+ * not be made: they would overwrite what the thread's own interrupted call needs.
  */
 #ifndef FL_ATTACH_GATE_H
 #define FL_ATTACH_GATE_H
