@@ -31,6 +31,7 @@ from frostline.agent.pager import (
     start_pager,
 )
 from frostline.agent.processes import ProcessWatch
+from frostline.agent.vault import VaultReader
 from frostline.native import (
     Command,
     CommandKind,
@@ -41,7 +42,6 @@ from frostline.native import (
     Reply,
     State,
     Status,
-    View,
     inspect,
 )
 
@@ -94,7 +94,6 @@ class ManagedVm:
         self.refusal = Refusal.NONE
         self.refusal_detail = ""
         self.inspection: Inspection | None = None
-        self.status: Status | None = None
         self.grant: Grant | None = None
         self.grant_version = 0
         self.pager_restarts = 0
@@ -110,7 +109,7 @@ class ManagedVm:
         self._wake: Final = asyncio.Event()
         self._watch: Final = ProcessWatch(vmm.process, self._wake.set)
         self._link: Final = PagerLink(options().socket_path(vmm.process))
-        self._view: View | None = None
+        self._vault: Final = VaultReader(vmm.process.pid)
         self._pager: PagerProcess | None = None
         self._pager_started_at = 0.0
         self._pager_died_at = 0.0
@@ -121,6 +120,11 @@ class ManagedVm:
         self.task: Final = asyncio.create_task(self._run(), name=f"vm-{vmm.process}")
 
     # ---- what the rest of the agent asks and tells ----------------------------------------------------------
+
+    @property
+    def status(self) -> Status | None:
+        """As last read; None while nobody is attached."""
+        return self._vault.status
 
     @property
     def wanted(self) -> bool:
@@ -191,15 +195,11 @@ class ManagedVm:
 
     def read(self) -> tuple[list[Record], int]:
         """Read the vault: the status is kept here, new records and the number of lost ones are given back."""
-        if self._view is None:
-            return [], 0
-        try:
-            self.status = self._view.status()
-            return self._view.records()
-        except NativeError as error:
-            self._log.warning("the vault cannot be read", why=str(error))
-            self._close_view()
-            return [], 0
+        return self._vault.read()
+
+    def read_status(self) -> None:
+        """Read the vault's status, if there is a vault."""
+        self._vault.refresh()
 
     def set_grant(self, grant: Grant, version: int, lease_until_ns: int) -> None:
         """Remember what holds from now on; ``apply`` brings it to the pager."""
@@ -248,7 +248,7 @@ class ManagedVm:
         if self._pager:
             self._pager.watch.close()
         self._link.close()
-        self._close_view()
+        self._vault.close()
 
     # ---- the task -------------------------------------------------------------------------------------------
 
@@ -279,13 +279,13 @@ class ManagedVm:
             return left
         if self.inspection is None and not await self._inspect():
             return self._refuse_until()
-        if not self.wanted and not self._has_vault():
+        if not self.wanted and not self._vault.open():
             self._set_phase(Phase.IDLE)
             return None
         if await self._adopt():
             return 0.0
         if self._forbidden and not self._ours():
-            self._set_phase(Phase.FOREIGN if self._view else Phase.IDLE)
+            self._set_phase(Phase.FOREIGN if self._vault.found else Phase.IDLE)
             return FORBIDDEN_SECONDS
         return await self._start()
 
@@ -305,34 +305,13 @@ class ManagedVm:
             self._refused(refusal, self.inspection.detail)
         return False
 
-    def _has_vault(self) -> bool:
-        """Whether somebody attached before; opens the view."""
-        if self._view is None:
-            try:
-                self._view = View(self.vmm.process.pid)
-            except NativeError as error:
-                if error.errno not in (errno.ENOENT, errno.ESRCH):
-                    self._log.warning("the vault cannot be opened", why=str(error))
-                return False
-        self.read_status()
-        return bool(self.status and self.status.state is not State.DETACHED)
-
     def _ours(self) -> bool:
         """Whether a pager of this run folder served it: a pager that was killed leaves its socket behind."""
         return self._link.path.exists()
 
-    def read_status(self) -> None:
-        """Read the vault's status, if there is a vault."""
-        if self._view is not None:
-            try:
-                self.status = self._view.status()
-            except NativeError as error:
-                self._log.warning("the vault cannot be read", why=str(error))
-                self._close_view()
-
     async def _adopt(self) -> bool:
         """Take over the supervision of a pager that lives already: an earlier agent's, or somebody else's."""
-        if not self._has_vault() or self.status is None or not self.status.pager_alive:
+        if not self._vault.open() or self.status is None or not self.status.pager_alive:
             return False
         pager = adopt_pager(self.status.pager_pid, self._wake.set)
         if pager is None:
@@ -357,7 +336,7 @@ class ManagedVm:
     async def _start(self) -> float | None:
         """Start a pager and wait until it serves."""
         options = self._options()
-        taking_over = self._view is not None
+        taking_over = self._vault.found
         if not taking_over:
             self._set_phase(Phase.STARTING)
         try:
@@ -369,7 +348,7 @@ class ManagedVm:
         self._pager, self._pager_started_at = pager, time.monotonic()
         if not await self._serving(pager):
             return 0.0
-        if not self._has_vault():
+        if not self._vault.open():
             self._log.warning("the pager answers, but its vault cannot be found", pager_pid=pager.pid)
         self._refusal_over()
         await self._apply_remembered(already=True)
@@ -451,7 +430,7 @@ class ManagedVm:
             self._not_before = now + 1.0  # the VMM's own end is on its way to us
         elif ending.refusal is not Refusal.NONE:
             self._refused(ending.refusal, ending.detail)
-        elif ending.in_good_order and self._view is None:
+        elif ending.in_good_order and not self._vault.found:
             self._detached(expected=was is Phase.DETACHING)
         else:
             self._died(ending, lived)
@@ -462,7 +441,7 @@ class ManagedVm:
             self._log.info("the pager was released; the next one takes over")
             return
         # Where nothing is attached nobody waits for the next attempt.
-        most = RESTART_MOST_SECONDS if self._view else REFUSED_SECONDS
+        most = RESTART_MOST_SECONDS if self._vault.found else REFUSED_SECONDS
         wait = self._restart.wait_seconds(lived_seconds, most)
         self._not_before = time.monotonic() + wait if wait else 0.0
         self._log.warning(
@@ -475,8 +454,7 @@ class ManagedVm:
         )
 
     def _detached(self, expected: bool) -> None:
-        self._close_view()
-        self.status = None
+        self._vault.close()
         self._pager_died_at = 0.0
         self._set_phase(Phase.IDLE)
         # Somebody else told the pager to: do not attach again in the same breath.
@@ -489,10 +467,10 @@ class ManagedVm:
         self.refusal, self.refusal_detail = refusal, detail
         self.inspection = None  # look again before the next attempt
         self._set_phase(Phase.REFUSED)
-        pause = REFUSED_AWAY_SECONDS if self._view else REFUSED_SECONDS if self.wanted else UNWANTED_SECONDS
+        pause = REFUSED_AWAY_SECONDS if self._vault.found else REFUSED_SECONDS if self.wanted else UNWANTED_SECONDS
         self._not_before = time.monotonic() + pause
         if changed:
-            self._log.warning("not served", refusal=refusal.word, why=detail, attached_before=self._view is not None)
+            self._log.warning("not served", refusal=refusal.word, why=detail, attached_before=self._vault.found)
 
     def _refuse_until(self) -> float:
         return max(0.0, self._not_before - time.monotonic())
@@ -508,7 +486,7 @@ class ManagedVm:
     async def _bury(self) -> None:
         """The VMM has ended: its pager ends by itself, and is helped if it does not."""
         self._set_phase(Phase.GONE)
-        self._close_view()
+        self._vault.close()
         pager = self._pager
         if pager is not None and not pager.gone:
             with contextlib.suppress(TimeoutError):
@@ -525,8 +503,3 @@ class ManagedVm:
             if path is not None:
                 path.unlink(missing_ok=True)
         self._log.info("the VM has ended", served_seconds=round(time.monotonic() - self.discovered_at, 1))
-
-    def _close_view(self) -> None:
-        view, self._view = self._view, None
-        if view is not None:
-            view.close()

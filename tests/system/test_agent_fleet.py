@@ -92,7 +92,7 @@ def test_one_trace_from_scan_to_eviction_and_the_ladder_without_a_controller(
             drained = frostline(controller.address, "drain", name, "--wait")
             assert drained.returncode == 0, drained.stderr
             rig.wait_vm(name, lambda vm: vm["pager"]["evicted_pages"] == 0, "drained")
-            frostline(controller.address, "unfreeze", name)
+            assert frostline(controller.address, "unfreeze", "--vm", name).returncode == 0
             rig.wait_evicted(name, 32 * MIB)
 
             # The controller goes: the lease runs out by itself, then, as RAM allows, everything comes back.
