@@ -61,6 +61,8 @@ def frostline(controller: ControllerProcess, *arguments: str, stdin: str = "") -
     return result.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_one_trace_from_scan_to_evict(
     guest_factory: GuestFactory, receiver: OtlpReceiver, controller: ControllerProcess
 ) -> None:
