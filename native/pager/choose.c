@@ -13,7 +13,8 @@ void fl_choose_restart(struct fl_chooser *chooser) {
 }
 
 static void begin(struct fl_chooser *chooser, struct fl_pass *pass, uint32_t threshold) {
-    *pass = (struct fl_pass){.active = true, .threshold = (uint8_t)threshold, .page = fl_region(chooser->vm, 0)->first_page};
+    *pass = (struct fl_pass){
+        .active = true, .threshold = (uint8_t)threshold, .page = fl_region(chooser->vm, 0)->first_page};
 }
 
 /* The window under the pass; false when the walk is over. Moves the pass on to the next. */
@@ -38,7 +39,8 @@ static bool next_window(struct fl_chooser *chooser, struct fl_pass *pass, uint32
 }
 
 /* The youngest age such that everything as old or older fits; if not even the oldest do, the oldest there are. */
-static bool oldest_that_fit(const struct fl_age_counts *counts, uint64_t allowance, uint8_t min_age, uint8_t *threshold) {
+static bool oldest_that_fit(const struct fl_age_counts *counts, uint64_t allowance, uint8_t min_age,
+                            uint8_t *threshold) {
     uint64_t sum = 0;
     bool any = false;
     for (uint32_t age = 255;; age--) {

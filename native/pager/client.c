@@ -52,7 +52,8 @@ static int wait_for(int fd, short events, uint64_t deadline_ns) {
     for (;;) {
         uint64_t now = fl_now();
         struct pollfd wait = {.fd = fd, .events = events};
-        int ready = now < deadline_ns ? poll(&wait, 1, (int)((deadline_ns - now + FL_NS_PER_MS - 1) / FL_NS_PER_MS)) : 0;
+        int ready =
+            now < deadline_ns ? poll(&wait, 1, (int)((deadline_ns - now + FL_NS_PER_MS - 1) / FL_NS_PER_MS)) : 0;
         if (ready > 0)
             return 0;
         if (ready == 0)

@@ -116,7 +116,8 @@ static int parse(int argc, char **argv, struct fl_options *options) {
 static void harden(void) {
     (void)mallopt(M_ARENA_MAX, 1);
     if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
-        fl_log(FL_LOG_WARNING, "mlockall_failed", "\"errno\":%d,\"detail\":\"the pager itself may be swapped out\"", errno);
+        fl_log(FL_LOG_WARNING, "mlockall_failed", "\"errno\":%d,\"detail\":\"the pager itself may be swapped out\"",
+               errno);
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd >= 0) {
         if (write(fd, "-900", 4) < 0)

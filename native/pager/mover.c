@@ -15,8 +15,8 @@
 #include "pager/gauges.h"
 #include "pager/watch.h"
 
-#define IDLE_NS (200 * FL_NS_PER_MS)      /* longest sleep without a reason */
-#define RETRY_NS (5 * FL_NS_PER_MS)       /* after the VMM's address space was changing */
+#define IDLE_NS (200 * FL_NS_PER_MS)       /* longest sleep without a reason */
+#define RETRY_NS (5 * FL_NS_PER_MS)        /* after the VMM's address space was changing */
 #define UNLIMITED_RATE (UINT64_C(2) << 30) /* bytes a second that the brake scales when no rate is set */
 #define COMPACT_OBJECTS 256u
 
@@ -175,7 +175,8 @@ static uint64_t bring(struct fl_mover *mover, uint64_t pages, bool drain) {
     else
         FL_COUNT(vm, prefetched_pages, brought);
     if (brought)
-        fl_record(vm, drain ? FL_RECORD_DRAIN : FL_RECORD_PREFETCH, FL_TIER_RAM, start, brought, brought * FL_PAGE_SIZE, 0);
+        fl_record(vm, drain ? FL_RECORD_DRAIN : FL_RECORD_PREFETCH, FL_TIER_RAM, start, brought, brought * FL_PAGE_SIZE,
+                  0);
     return more < 0 ? RETRY_NS : 0;
 }
 

@@ -56,28 +56,32 @@ static int open_pool(struct fl_vm *vm, uint64_t limit, struct fl_refused *why) {
     return 0;
 }
 
-/* Whether a range is registered with a stranger's userfaultfd shows only on registering; undo all of it then. */
-static int attach(struct fl_vm *vm, const struct fl_inspection *found, const struct fl_options *options,
-                  struct fl_refused *why) {
-    struct fl_vault made;
-    struct fl_refused undo_why;
-    int fd, error = fl_vault_create(vm->pid, found->start_time_ticks, found->memory_bytes, &made);
-    if (error)
+static int make_vault(struct fl_vm *vm, const struct fl_inspection *found, struct fl_refused *why) {
+    int error = fl_vault_create(vm->pid, found->start_time_ticks, found->memory_bytes, &vm->vault);
+    if (error) {
+        vm->vault.fd = -1;
         return fl_refuse(why, error == -E2BIG ? FL_REFUSAL_LIMIT : FL_REFUSAL_INTERNAL,
                          "cannot make a vault for %llu bytes of guest memory: %s",
                          (unsigned long long)found->memory_bytes, strerror(-error));
-    /* The attaching child writes into the shared header: what it did is known even if this process dies meanwhile. */
-    struct fl_attachment *attachment = &made.header->attachment;
-    if (fl_attach(vm->pid, made.fd, made.gate_offset, attachment, why)) {
-        fl_vault_close(&made);
-        return -EPERM;
     }
-    struct fl_attachment undo = *attachment;
-    fl_vault_close(&made);
-    error = lock_vault(vm, &fd, why);
-    if (!error && (error = fl_vault_map(fd, true, vm->pid, found->start_time_ticks, &vm->vault, why)))
-        close(fd);
-    if (!error && (error = fl_attach_borrow(vm->pid, &undo, &vm->uffd, NULL)))
+    /* Locked before anybody can see it: from the first moment on it has one owner. */
+    if (flock(vm->vault.fd, LOCK_EX | LOCK_NB))
+        return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot lock a new vault: %s", strerror(errno));
+    return 0;
+}
+
+/* Whether a range is registered with a stranger's userfaultfd shows only on registering; undo all of it then. */
+static int attach(struct fl_vm *vm, const struct fl_inspection *found, const struct fl_options *options,
+                  struct fl_refused *why) {
+    struct fl_refused undo_why;
+    if (make_vault(vm, found, why))
+        return -EPERM;
+    /* The attaching child writes into the shared header: what it did is known even if this process dies meanwhile. */
+    struct fl_attachment *attachment = &vm->vault.header->attachment;
+    if (fl_attach(vm->pid, vm->vault.fd, vm->vault.gate_offset, attachment, why))
+        return -EPERM;
+    int error = fl_attach_borrow(vm->pid, attachment, &vm->uffd, NULL);
+    if (error)
         error = fl_refuse(why, FL_REFUSAL_INTERNAL, "pidfd_getfd of the userfaultfd in process %d: %s", vm->pid,
                           strerror(-error));
     if (!error)
@@ -87,45 +91,71 @@ static int attach(struct fl_vm *vm, const struct fl_inspection *found, const str
     if (!error)
         error = fl_regions_update(vm, found, why);
     if (error) {
-        if (vm->vault.base)
-            fl_regions_unregister(vm);
-        if (fl_attach_undo(vm->pid, &undo, &undo_why))
+        fl_regions_unregister(vm);
+        if (fl_attach_undo(vm->pid, attachment, &undo_why))
             fl_log_text(FL_LOG_ERROR, "attach_undo_failed", "%s", undo_why.detail);
         return error;
     }
-    uint64_t now = fl_now();
     struct fl_status *status = &vm->vault.stats->status;
     status->vmm_pid = (uint32_t)vm->pid;
-    status->attached_at_ns = now;
-    status->attach_stop_ns = undo.stop_ns;
+    status->attached_at_ns = fl_now();
+    status->attach_stop_ns = attachment->stop_ns;
     atomic_store(&vm->vault.header->phase, FL_VAULT_REGISTERED);
     return 0;
 }
 
-static int take_over(struct fl_vm *vm, const struct fl_inspection *found, const struct fl_options *options,
-                     struct fl_refused *why) {
+/* The userfaultfd that the VMM holds. A pager that died while attaching may not have written down which one it is. */
+static int borrow_again(struct fl_vm *vm, struct fl_refused *why) {
+    struct fl_attachment *attachment = &vm->vault.header->attachment;
+    int error = 0;
+    if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW)
+        error = fl_attach_recover(vm->pid, attachment);
+    if (!error)
+        error = fl_attach_borrow(vm->pid, attachment, &vm->uffd, NULL);
+    if (error)
+        return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_VAULT_INVALID,
+                         "the userfaultfd that belongs to the vault of process %d (descriptor %d) is not there: %s",
+                         vm->pid, attachment->vmm_uffd, strerror(-error));
+    return 0;
+}
+
+/* The predecessor died between handing in and registering: the rest of attaching. */
+static int finish_attaching(struct fl_vm *vm, struct fl_refused *why) {
+    struct fl_inspection found;
+    struct fl_status *status = &vm->vault.stats->status;
+    int error = fl_inspect_target(vm->pid, 0, 0, &found);
+    if (error || found.refusal)
+        return fl_refuse(why, error ? FL_REFUSAL_INTERNAL : found.refusal, "%.*s", FL_DETAIL_BYTES - 1,
+                         error ? strerror(-error) : found.detail);
+    if (fl_regions_update(vm, &found, why))
+        return -EPERM;
+    status->vmm_pid = (uint32_t)vm->pid;
+    status->attached_at_ns = fl_now();
+    status->attach_stop_ns = vm->vault.header->attachment.stop_ns;
+    return 0;
+}
+
+/*
+ * What is away must be served whatever else is the matter with the VMM, and soon: nothing is inspected here. The
+ * mover looks at once whether the VM may still be tiered.
+ */
+static int take_over(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
     int fd;
-    uint64_t fixed = 0, start = fl_now();
+    uint64_t fixed = 0, start = fl_now(), start_ticks;
+    int error = fl_proc_start_time(vm->pid, &start_ticks);
+    if (error)
+        return fl_refuse(why, FL_REFUSAL_GONE, "process %d: %s", vm->pid, strerror(-error));
     if (lock_vault(vm, &fd, why))
         return -EPERM;
-    if (fl_vault_map(fd, true, vm->pid, found->start_time_ticks, &vm->vault, why)) {
+    if (fl_vault_map(fd, true, vm->pid, start_ticks, &vm->vault, why)) {
         close(fd);
         return -EPERM;
     }
-    int error = fl_attach_borrow(vm->pid, &vm->vault.header->attachment, &vm->uffd, NULL);
-    if (error)
-        return fl_refuse(why, FL_REFUSAL_VAULT_INVALID,
-                         "the userfaultfd that the vault of process %d names (descriptor %d) is not there: %s", vm->pid,
-                         vm->vault.header->attachment.vmm_uffd, strerror(-error));
-    if (fl_uffd_setup(vm, why) || open_pool(vm, options->pool_max_bytes, why) || fl_regions_adopt(vm, why) ||
-        fl_recover(vm, &fixed, why))
+    if (borrow_again(vm, why) || fl_uffd_setup(vm, why) || open_pool(vm, options->pool_max_bytes, why) ||
+        fl_regions_adopt(vm, why) || fl_recover(vm, &fixed, why))
         return -EPERM;
-    if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW) { /* died while attaching: the rest of it */
-        if (fl_regions_update(vm, found, why))
-            return -EPERM;
-        vm->vault.stats->status.vmm_pid = (uint32_t)vm->pid;
-        vm->vault.stats->status.attached_at_ns = start;
-    }
+    if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW && finish_attaching(vm, why))
+        return -EPERM;
     atomic_store(&vm->vault.header->phase, FL_VAULT_REGISTERED);
     FL_COUNT(vm, recovered_pages, fixed);
     FL_COUNT(vm, takeovers, 1);
@@ -133,23 +163,28 @@ static int take_over(struct fl_vm *vm, const struct fl_inspection *found, const 
     return 0;
 }
 
-int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
+static int inspect_and_attach(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
     struct fl_inspection found;
+    int error = fl_inspect_target(vm->pid, 0, 1, &found);
+    if (error)
+        return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot inspect process %d: %s", vm->pid, strerror(-error));
+    if (found.refusal)
+        return fl_refuse(why, found.refusal, "%.*s", FL_DETAIL_BYTES - 1, found.detail);
+    return attach(vm, &found, options, why);
+}
+
+int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
     *vm = (struct fl_vm){.pid = options->vmm_pid, .pidfd = -1, .uffd = -1, .pagemap_fd = -1, .vault.fd = -1};
     for (uint32_t i = 0; i < FL_MAX_REGIONS; i++)
         vm->memory[i].fd = -1;
     for (uint32_t i = 0; i < FL_FORKS_MAX; i++)
         vm->forks[i] = -1;
-    int error = fl_inspect_target(vm->pid, 0, 1, &found);
-    if (error)
-        return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot inspect process %d: %s", vm->pid, strerror(-error));
-    /* What is already away must be served whatever else is wrong; only a living pager stands in the way. */
-    bool served_before = found.has_vault && found.refusal != FL_REFUSAL_ALREADY_SERVED;
-    if (found.refusal && !served_before)
-        return fl_refuse(why, found.refusal, "%.*s", FL_DETAIL_BYTES - 1, found.detail);
     if (open_process(vm, why))
         return -EPERM;
-    error = served_before ? take_over(vm, &found, options, why) : attach(vm, &found, options, why);
+    int vault_fd, error = fl_vmm_open_vault(vm->pid, O_RDONLY, &vault_fd);
+    if (!error)
+        close(vault_fd);
+    error = error ? inspect_and_attach(vm, options, why) : take_over(vm, options, why);
     if (error)
         return error;
     struct fl_vault_header *header = vm->vault.header;

@@ -18,7 +18,7 @@
 
 void fl_watch_init(struct fl_watch *watch, uint64_t now_ns) {
     watch->next_regions_ns = now_ns + REGIONS_EVERY_NS;
-    watch->next_inspection_ns = now_ns + INSPECT_EVERY_NS;
+    watch->next_inspection_ns = now_ns; /* a successor has not looked yet */
 }
 
 static int count_shared_memfd(const struct fl_proc_map *map, void *context) {
