@@ -5,12 +5,12 @@
 
 #include "swap/entry.h"
 
-#define CHECK(condition)                                                              \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);   \
-            return 1;                                                                 \
-        }                                                                             \
+#define CHECK(condition)                                                            \
+    do {                                                                            \
+        if (!(condition)) {                                                         \
+            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+            return 1;                                                               \
+        }                                                                           \
     } while (0)
 
 static int round_trip(enum fl_page_state state, enum fl_tier tier, uint64_t payload) {

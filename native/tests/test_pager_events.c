@@ -59,7 +59,8 @@ int main(int argc, char **argv) {
     victim_hold(&victim, true);
     victim_order(&victim, VICTIM_MOVE, 0, 0, 10);
     victim_hold(&victim, false);
-    CHECK(victim_verify(&victim, 30) == 0, "page %llu after a move", (unsigned long long)victim.shared->first_error - 1);
+    CHECK(victim_verify(&victim, 30) == 0, "page %llu after a move",
+          (unsigned long long)victim.shared->first_error - 1);
     wait_until(&victim, nearly_all_away, 30, "three quarters away after a move");
 
     /* Memory plugged in is served, and let go when it is plugged out. */
@@ -69,7 +70,8 @@ int main(int argc, char **argv) {
     wait_until(&victim, plugged_away, 30, "the plugged memory away");
     victim_order(&victim, VICTIM_UNMAP, 0, 0, 30);
     wait_until(&victim, unplugged, 10, "4 MiB less");
-    CHECK(victim_verify(&victim, 30) == 0, "page %llu after unplugging", (unsigned long long)victim.shared->first_error - 1);
+    CHECK(victim_verify(&victim, 30) == 0, "page %llu after unplugging",
+          (unsigned long long)victim.shared->first_error - 1);
 
     /* A child that has the memory mapped reads what the parent would, and nothing is evicted while it lives. */
     budget(socket_path, PAGES);

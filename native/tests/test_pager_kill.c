@@ -63,9 +63,10 @@ int main(int argc, char **argv) {
     CHECK(pager_wait(pager, 60) == FL_EXIT_OK, "exit code of a detached pager");
     CHECK(count_descriptors(victim.pid) == before, "descriptors were left in the process");
     CHECK(victim_verify(&victim, 60) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);
-    printf("%u kills, %u takeovers, %llu touches, %llu writes, %llu evictions, %llu faults, %llu put right, 0 wrong\n", kills,
-           last.takeovers, (unsigned long long)victim.shared->touches, (unsigned long long)victim.shared->writes,
-           (unsigned long long)last.evictions, (unsigned long long)last.faults, (unsigned long long)last.recovered_pages);
+    printf("%u kills, %u takeovers, %llu touches, %llu writes, %llu evictions, %llu faults, %llu put right, 0 wrong\n",
+           kills, last.takeovers, (unsigned long long)victim.shared->touches, (unsigned long long)victim.shared->writes,
+           (unsigned long long)last.evictions, (unsigned long long)last.faults,
+           (unsigned long long)last.recovered_pages);
     CHECK(last.takeovers == kills, "%u takeovers", last.takeovers);
     victim_end(&victim);
     return 0;

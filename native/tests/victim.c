@@ -100,7 +100,8 @@ static void write_page(struct victim_shared *s, uint32_t page, uint32_t generati
 }
 
 static void check_page(struct victim_shared *s, uint32_t page) {
-    const volatile uint64_t *words = (const volatile uint64_t *)(uintptr_t)(atomic_load(&s->base) + (uint64_t)page * PAGE);
+    const volatile uint64_t *words =
+        (const volatile uint64_t *)(uintptr_t)(atomic_load(&s->base) + (uint64_t)page * PAGE);
     guarded = 1;
     if (sigsetjmp(on_sigbus, 1)) {
         atomic_fetch_add(&s->sigbus, 1);

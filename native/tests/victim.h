@@ -31,31 +31,31 @@
 #define VICTIM_THREADS_MAX 8u
 
 enum victim_order { /* asked of the victim's main thread, answered by `answered` */
-    VICTIM_NOTHING = 0,
-    VICTIM_REMOVE,  /* punch and MADV_DONTNEED pages [first, first + count), as QEMU's balloon does */
-    VICTIM_MOVE,    /* mremap all of the memory to another address */
-    VICTIM_FORK,    /* fork a child that touches all pages and checks them, wait for it */
-    VICTIM_UNMAP,   /* unmap a second region of 4 MiB that VICTIM_PLUG mapped */
-    VICTIM_PLUG,
-    VICTIM_VERIFY,  /* check every page */
-    VICTIM_END,
+                    VICTIM_NOTHING = 0,
+                    VICTIM_REMOVE, /* punch and MADV_DONTNEED pages [first, first + count), as QEMU's balloon does */
+                    VICTIM_MOVE,   /* mremap all of the memory to another address */
+                    VICTIM_FORK,   /* fork a child that touches all pages and checks them, wait for it */
+                    VICTIM_UNMAP,  /* unmap a second region of 4 MiB that VICTIM_PLUG mapped */
+                    VICTIM_PLUG,
+                    VICTIM_VERIFY, /* check every page */
+                    VICTIM_END,
 };
 
 struct victim_shared {
     uint64_t seed;
     uint32_t pages;
     uint32_t threads;
-    uint32_t pause_us;          /* between two touches of a thread */
-    uint32_t hot_pages;         /* threads stay within the first so many pages; 0: all */
+    uint32_t pause_us;  /* between two touches of a thread */
+    uint32_t hot_pages; /* threads stay within the first so many pages; 0: all */
     _Atomic(uint32_t) ready;
-    _Atomic(uint32_t) stop;     /* threads end */
-    _Atomic(uint32_t) hold;     /* threads pause */
-    _Atomic(uint32_t) held;     /* how many do */
+    _Atomic(uint32_t) stop; /* threads end */
+    _Atomic(uint32_t) hold; /* threads pause */
+    _Atomic(uint32_t) held; /* how many do */
     _Atomic(uint32_t) order, answered;
     uint32_t first, count;
     _Atomic(uint64_t) touches, writes, errors, sigbus;
     _Atomic(uint64_t) first_error; /* page + 1 */
-    _Atomic(uint64_t) base;     /* where the memory is mapped */
+    _Atomic(uint64_t) base;        /* where the memory is mapped */
     _Atomic(uint32_t) lock[VICTIM_PAGES_MAX];
     uint32_t generation[VICTIM_PAGES_MAX]; /* under the page's lock; 0: zeros */
 };
