@@ -74,20 +74,23 @@ class AdminServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
         try:
+            refused: dict[str, Any] | None = None
             if self._clients > MAX_CLIENTS:
-                await _answer(writer, _error("busy", f"more than {MAX_CLIENTS} clients at once; try again"))
+                refused = _error("busy", f"more than {MAX_CLIENTS} clients at once; try again")
             elif peer_uid(writer) not in (0, os.geteuid()):
-                await _answer(writer, _error("denied", "only root and the agent's own user may ask"))
-            else:
-                while await self._one(reader, writer):
-                    pass
+                refused = _error("denied", "only root and the agent's own user may ask")
+            while await self._one(reader, writer, refused) and refused is None:
+                pass
         except (OSError, TimeoutError):
             return
         finally:
             self._clients -= 1
             writer.close()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _one(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refused: dict[str, Any] | None
+    ) -> bool:
+        """Answer one line; False when the client has left. A refusal waits for the question, or it would be lost."""
         async with asyncio.timeout(IDLE_SECONDS):
             try:
                 line = await reader.readline()
@@ -96,6 +99,9 @@ class AdminServer:
                 return False
         if not line:
             return False
+        if refused is not None:
+            await _answer(writer, refused)
+            return True
         try:
             request = AdminRequest.model_validate_json(line)
         except ValidationError as error:
