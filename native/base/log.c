@@ -37,10 +37,10 @@ static void emit(enum fl_log_level level, const char *event, const char *members
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
     strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%S", &utc);
-    int length = snprintf(line, sizeof(line),
-                          "{\"timestamp\":\"%s.%06ldZ\",\"level\":\"%s\",\"event\":\"%s\",\"vmm_pid\":%d,\"pager_pid\":%d%s%s}\n",
-                          stamp, now.tv_nsec / 1000, level_words[level], event, log_pid, (int)getpid(),
-                          members[0] ? "," : "", members);
+    int length = snprintf(
+        line, sizeof(line),
+        "{\"timestamp\":\"%s.%06ldZ\",\"level\":\"%s\",\"event\":\"%s\",\"vmm_pid\":%d,\"pager_pid\":%d%s%s}\n", stamp,
+        now.tv_nsec / 1000, level_words[level], event, log_pid, (int)getpid(), members[0] ? "," : "", members);
     if (length >= (int)sizeof(line))
         length = (int)sizeof(line) - 1;
     if (length > 0 && write(STDERR_FILENO, line, (size_t)length) < 0)

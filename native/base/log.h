@@ -17,8 +17,7 @@ bool fl_log_level_parse(const char *word, enum fl_log_level *out);
  * `event` is a stable word; `format` gives further JSON members without a leading comma, e.g.
  * fl_log(FL_LOG_INFO, "evicted", "\"pages\":%u", pages). Strings must be escaped: use fl_log_text for prose.
  */
-void fl_log(enum fl_log_level level, const char *event, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+void fl_log(enum fl_log_level level, const char *event, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* The same with one member "detail" holding escaped text. */
 void fl_log_text(enum fl_log_level level, const char *event, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -33,10 +33,11 @@ static const char *const state_names[] = {
 };
 
 static const char *const why_names[] = {
-    [FL_WHY_EVICTING] = "evicting", [FL_WHY_LEASE] = "lease",         [FL_WHY_BUDGET] = "budget",
-    [FL_WHY_NOTHING_COLD] = "nothing_cold", [FL_WHY_RATE] = "rate",   [FL_WHY_BRAKE] = "brake",
-    [FL_WHY_TIER_FULL] = "tier_full", [FL_WHY_CORRUPT] = "corrupt",   [FL_WHY_DRAIN] = "drain",
-    [FL_WHY_UNSAFE] = "unsafe",
+    [FL_WHY_EVICTING] = "evicting",   [FL_WHY_LEASE] = "lease",
+    [FL_WHY_BUDGET] = "budget",       [FL_WHY_NOTHING_COLD] = "nothing_cold",
+    [FL_WHY_RATE] = "rate",           [FL_WHY_BRAKE] = "brake",
+    [FL_WHY_TIER_FULL] = "tier_full", [FL_WHY_CORRUPT] = "corrupt",
+    [FL_WHY_DRAIN] = "drain",         [FL_WHY_UNSAFE] = "unsafe",
 };
 
 static const uint32_t age_bin_edges[FL_AGE_BINS] = {0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 255};

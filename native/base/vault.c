@@ -15,7 +15,7 @@
 #include "attach/gate.h"
 #include "base/clock.h"
 
-#define ALIGN_UP(value, to) (((value) + (to)-1) / (to) * (to))
+#define ALIGN_UP(value, to) (((value) + (to) - 1) / (to) * (to))
 #define SLAB_BYTES UINT64_C(32768) /* one bit of the slab map each */
 #define AREA UINT64_C(65536)       /* areas begin at multiples of this */
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW)

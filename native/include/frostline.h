@@ -33,22 +33,22 @@ const char *fl_version(void);
 /* Why a VM is not served. The numbers are wire format: never reuse one. */
 enum fl_refusal {
     FL_REFUSAL_NONE = 0,
-    FL_REFUSAL_GONE = 1,              /* the process has ended */
-    FL_REFUSAL_NOT_SHARED_MEMFD = 2,  /* guest memory is private, anonymous, or not in a memfd */
-    FL_REFUSAL_PASSTHROUGH = 3,       /* VFIO device open, or memory pinned */
-    FL_REFUSAL_LOCKED = 4,            /* guest memory is mlocked */
-    FL_REFUSAL_OTHER_MAPPER = 5,      /* another process maps the memfd (vhost-user) */
-    FL_REFUSAL_FOREIGN_UFFD = 6,      /* another userfaultfd owns the range */
-    FL_REFUSAL_ALREADY_SERVED = 7,    /* a living pager holds the vault */
-    FL_REFUSAL_TRACED = 8,            /* a debugger or another tracer is attached */
-    FL_REFUSAL_SECCOMP = 9,           /* the VMM's seccomp filter forbids a system call that attaching needs */
-    FL_REFUSAL_PERMISSION = 10,       /* this process may not trace the VMM or open userfaultfd */
-    FL_REFUSAL_KERNEL = 11,           /* the kernel lacks a feature that is needed */
-    FL_REFUSAL_VAULT_INVALID = 12,    /* a vault is there, but truncated, damaged or of another version */
-    FL_REFUSAL_HUGETLB = 13,          /* guest memory is hugetlbfs */
-    FL_REFUSAL_STUCK = 14,            /* the VMM's main thread did not stop in time; try again */
-    FL_REFUSAL_LIMIT = 15,            /* more regions or memory than the vault can describe */
-    FL_REFUSAL_INTERNAL = 16          /* anything else; the detail says what */
+    FL_REFUSAL_GONE = 1,             /* the process has ended */
+    FL_REFUSAL_NOT_SHARED_MEMFD = 2, /* guest memory is private, anonymous, or not in a memfd */
+    FL_REFUSAL_PASSTHROUGH = 3,      /* VFIO device open, or memory pinned */
+    FL_REFUSAL_LOCKED = 4,           /* guest memory is mlocked */
+    FL_REFUSAL_OTHER_MAPPER = 5,     /* another process maps the memfd (vhost-user) */
+    FL_REFUSAL_FOREIGN_UFFD = 6,     /* another userfaultfd owns the range */
+    FL_REFUSAL_ALREADY_SERVED = 7,   /* a living pager holds the vault */
+    FL_REFUSAL_TRACED = 8,           /* a debugger or another tracer is attached */
+    FL_REFUSAL_SECCOMP = 9,          /* the VMM's seccomp filter forbids a system call that attaching needs */
+    FL_REFUSAL_PERMISSION = 10,      /* this process may not trace the VMM or open userfaultfd */
+    FL_REFUSAL_KERNEL = 11,          /* the kernel lacks a feature that is needed */
+    FL_REFUSAL_VAULT_INVALID = 12,   /* a vault is there, but truncated, damaged or of another version */
+    FL_REFUSAL_HUGETLB = 13,         /* guest memory is hugetlbfs */
+    FL_REFUSAL_STUCK = 14,           /* the VMM's main thread did not stop in time; try again */
+    FL_REFUSAL_LIMIT = 15,           /* more regions or memory than the vault can describe */
+    FL_REFUSAL_INTERNAL = 16         /* anything else; the detail says what */
 };
 
 /* Stable lower-case word for a refusal, e.g. "not_shared_memfd"; "unknown" for other numbers. */
@@ -63,15 +63,15 @@ struct fl_region {
 };
 
 struct fl_inspection {
-    uint32_t refusal;           /* enum fl_refusal */
+    uint32_t refusal; /* enum fl_refusal */
     uint32_t region_count;
     struct fl_region regions[FL_MAX_REGIONS];
-    uint64_t memory_bytes;      /* sum of region lengths */
-    uint64_t start_time_ticks;  /* field 22 of /proc/PID/stat: tells a reused pid */
-    uint32_t uid;               /* effective user of the VMM */
-    uint32_t seccomp_mode;      /* 0 none, 1 strict, 2 filter */
-    uint32_t served_by_pid;     /* living pager, or 0 */
-    uint32_t has_vault;         /* 1: attached before (pager alive or not) */
+    uint64_t memory_bytes;        /* sum of region lengths */
+    uint64_t start_time_ticks;    /* field 22 of /proc/PID/stat: tells a reused pid */
+    uint32_t uid;                 /* effective user of the VMM */
+    uint32_t seccomp_mode;        /* 0 none, 1 strict, 2 filter */
+    uint32_t served_by_pid;       /* living pager, or 0 */
+    uint32_t has_vault;           /* 1: attached before (pager alive or not) */
     char detail[FL_DETAIL_BYTES]; /* a sentence for people: what was found and what to do */
 };
 
@@ -79,15 +79,15 @@ struct fl_inspection {
 int fl_inspect(int pid, struct fl_inspection *out);
 
 struct fl_kernel_features {
-    uint32_t userfaultfd_device;   /* /dev/userfaultfd opens */
-    uint32_t userfaultfd_syscall;  /* userfaultfd() allowed to this process */
+    uint32_t userfaultfd_device;  /* /dev/userfaultfd opens */
+    uint32_t userfaultfd_syscall; /* userfaultfd() allowed to this process */
     uint32_t missing_shmem;
     uint32_t minor_shmem;
     uint32_t wp_shmem;
     uint32_t poison;
     uint32_t move;
-    uint32_t rwp;                  /* read-write protection (Linux 7.3) */
-    uint32_t events;               /* REMOVE, REMAP, UNMAP, FORK */
+    uint32_t rwp;    /* read-write protection (Linux 7.3) */
+    uint32_t events; /* REMOVE, REMAP, UNMAP, FORK */
     uint32_t pagemap_scan;
     uint32_t idle_page_tracking;
     uint32_t damon_vaddr;
@@ -113,16 +113,16 @@ const char *fl_state_name(uint32_t state);
 
 /* Why nothing is evicted right now, in order of precedence. */
 enum fl_why {
-    FL_WHY_EVICTING = 0,   /* nothing stands in the way */
-    FL_WHY_LEASE = 1,      /* no lease, or it has run out */
-    FL_WHY_BUDGET = 2,     /* the budget is used up */
+    FL_WHY_EVICTING = 0,     /* nothing stands in the way */
+    FL_WHY_LEASE = 1,        /* no lease, or it has run out */
+    FL_WHY_BUDGET = 2,       /* the budget is used up */
     FL_WHY_NOTHING_COLD = 3, /* no page is as old as the budget's minimum age */
-    FL_WHY_RATE = 4,       /* rate limit */
-    FL_WHY_BRAKE = 5,      /* the VM stalls too much in our faults */
-    FL_WHY_TIER_FULL = 6,  /* pool limit or host memory */
+    FL_WHY_RATE = 4,         /* rate limit */
+    FL_WHY_BRAKE = 5,        /* the VM stalls too much in our faults */
+    FL_WHY_TIER_FULL = 6,    /* pool limit or host memory */
     FL_WHY_CORRUPT = 7,
     FL_WHY_DRAIN = 8,
-    FL_WHY_UNSAFE = 9      /* found after attaching: other mapper, fork, locked memory; see refusal */
+    FL_WHY_UNSAFE = 9 /* found after attaching: other mapper, fork, locked memory; see refusal */
 };
 const char *fl_why_name(uint32_t why);
 
@@ -132,50 +132,50 @@ uint32_t fl_age_bin_edge(uint32_t bin);
 uint64_t fl_latency_bucket_edge(uint32_t bucket);
 
 struct fl_status {
-    uint32_t abi;                 /* FL_ABI of the writer */
-    uint32_t state;               /* enum fl_state */
-    uint32_t why;                 /* enum fl_why */
-    uint32_t refusal;             /* with FL_WHY_UNSAFE: the reason found */
+    uint32_t abi;     /* FL_ABI of the writer */
+    uint32_t state;   /* enum fl_state */
+    uint32_t why;     /* enum fl_why */
+    uint32_t refusal; /* with FL_WHY_UNSAFE: the reason found */
     uint32_t vmm_pid;
     uint32_t pager_pid;
-    uint32_t pager_alive;         /* 1 while a pager holds the vault's lock (filled in by the reader) */
-    uint32_t takeovers;           /* pagers after the first */
-    uint64_t now_ns;              /* reader's CLOCK_BOOTTIME */
+    uint32_t pager_alive; /* 1 while a pager holds the vault's lock (filled in by the reader) */
+    uint32_t takeovers;   /* pagers after the first */
+    uint64_t now_ns;      /* reader's CLOCK_BOOTTIME */
     uint64_t attached_at_ns;
     uint64_t pager_started_ns;
-    uint64_t takeover_ns;         /* how long the last pager took from start to serving */
-    uint64_t attach_stop_ns;      /* how long the VMM's main thread was stopped by attaching */
+    uint64_t takeover_ns;    /* how long the last pager took from start to serving */
+    uint64_t attach_stop_ns; /* how long the VMM's main thread was stopped by attaching */
 
     /* budget in force */
-    uint64_t budget_bytes;        /* most guest bytes that may be away */
-    uint64_t budget_rate_bytes;   /* per second; 0 = no limit */
-    uint64_t budget_generation;   /* the author's number, shown in records */
+    uint64_t budget_bytes;          /* most guest bytes that may be away */
+    uint64_t budget_rate_bytes;     /* per second; 0 = no limit */
+    uint64_t budget_generation;     /* the author's number, shown in records */
     uint64_t budget_lease_until_ns; /* 0 = none */
     uint32_t budget_min_age_scans;
-    uint32_t brake_permille;      /* share of the budget that the local brake leaves, 1000 = all */
+    uint32_t brake_permille; /* share of the budget that the local brake leaves, 1000 = all */
 
     /* memory */
-    uint64_t memory_bytes;        /* of all regions */
-    uint64_t resident_bytes;      /* in host RAM, as of the last scan */
+    uint64_t memory_bytes;   /* of all regions */
+    uint64_t resident_bytes; /* in host RAM, as of the last scan */
     uint64_t evicted_pages;
     uint64_t evicted_zero_pages;
     uint64_t evicted_same_pages;
     uint64_t evicted_ram_pages;
-    uint64_t stored_bytes;        /* compressed payload in the pool */
-    uint64_t pool_bytes;          /* host RAM that the pool holds */
-    uint64_t metadata_bytes;      /* page table, ages, stats in host RAM */
+    uint64_t stored_bytes;   /* compressed payload in the pool */
+    uint64_t pool_bytes;     /* host RAM that the pool holds */
+    uint64_t metadata_bytes; /* page table, ages, stats in host RAM */
 
     /* hotness, as of the last scan: bytes by age, and accesses by the age the page had */
     uint64_t scan_interval_ns;
     uint64_t scans;
-    uint64_t last_scan_ns;        /* time at its end */
+    uint64_t last_scan_ns; /* time at its end */
     uint64_t last_scan_took_ns;
-    uint64_t scan_failures;       /* void scans: ages did not move */
-    uint64_t zap_stop_max_ns;     /* longest single stop or chunk so far */
-    uint64_t working_set_bytes;   /* touched in the last 120 s */
+    uint64_t scan_failures;     /* void scans: ages did not move */
+    uint64_t zap_stop_max_ns;   /* longest single stop or chunk so far */
+    uint64_t working_set_bytes; /* touched in the last 120 s */
     uint64_t resident_age_bytes[FL_AGE_BINS];
     uint64_t evicted_age_bytes[FL_AGE_BINS];
-    uint64_t promotions[FL_AGE_BINS];  /* cumulative accesses */
+    uint64_t promotions[FL_AGE_BINS]; /* cumulative accesses */
 
     /* counters, cumulative over the vault's life */
     uint64_t evictions;           /* pages stored and punched */
@@ -186,31 +186,31 @@ struct fl_status {
     uint64_t write_faults;        /* touched while frozen, resolved by un-protecting */
     uint64_t prefetched_pages;
     uint64_t drained_pages;
-    uint64_t removed_pages;       /* stored copies forgotten because the VMM freed the memory */
+    uint64_t removed_pages; /* stored copies forgotten because the VMM freed the memory */
     uint64_t checksum_errors;
     uint64_t poisoned_pages;
-    uint64_t stale_messages;      /* messages that needed nothing */
-    uint64_t stall_ns;            /* sum of the time faulting threads waited for loads */
+    uint64_t stale_messages; /* messages that needed nothing */
+    uint64_t stall_ns;       /* sum of the time faulting threads waited for loads */
     uint64_t compacted_pages;
-    uint64_t recovered_pages;     /* in-flight pages put right by takeovers */
+    uint64_t recovered_pages;                   /* in-flight pages put right by takeovers */
     uint64_t fault_latency[FL_LATENCY_BUCKETS]; /* count by time from message to wake */
 };
 
 /* What the pager did, for traces. */
 enum fl_record_kind {
-    FL_RECORD_SCAN = 1,     /* pages = accessed, bytes = resident */
-    FL_RECORD_APPLY = 2,    /* a budget was applied; bytes = budget */
-    FL_RECORD_EVICT = 3,    /* one burst of evictions; pages = evicted, bytes = stored bytes */
-    FL_RECORD_FAULT = 4,    /* sampled; pages = 1, bytes = stored bytes, page = which */
+    FL_RECORD_SCAN = 1,  /* pages = accessed, bytes = resident */
+    FL_RECORD_APPLY = 2, /* a budget was applied; bytes = budget */
+    FL_RECORD_EVICT = 3, /* one burst of evictions; pages = evicted, bytes = stored bytes */
+    FL_RECORD_FAULT = 4, /* sampled; pages = 1, bytes = stored bytes, page = which */
     FL_RECORD_DRAIN = 5,
     FL_RECORD_PREFETCH = 6,
     FL_RECORD_TAKEOVER = 7, /* pages = put right */
     FL_RECORD_ERROR = 8     /* page = which, bytes = enum fl_why or errno */
 };
 struct fl_record {
-    uint64_t sequence;   /* from 1, no gaps in a vault's life */
-    uint32_t kind;       /* enum fl_record_kind */
-    uint32_t tier;       /* 0 zero, 1 same, 2 ram; for EVICT/FAULT */
+    uint64_t sequence; /* from 1, no gaps in a vault's life */
+    uint32_t kind;     /* enum fl_record_kind */
+    uint32_t tier;     /* 0 zero, 1 same, 2 ram; for EVICT/FAULT */
     uint64_t start_ns;
     uint64_t end_ns;
     uint64_t pages;
@@ -245,11 +245,11 @@ enum fl_command_kind {
     FL_COMMAND_RELEASE = 7   /* end at once in good order, everything stays as it is for the next pager */
 };
 struct fl_command {
-    uint32_t abi;             /* FL_ABI; anything else is answered with -EPROTO */
-    uint32_t kind;            /* enum fl_command_kind */
+    uint32_t abi;  /* FL_ABI; anything else is answered with -EPROTO */
+    uint32_t kind; /* enum fl_command_kind */
     uint64_t budget_bytes;
-    uint64_t rate_bytes;      /* evicted guest bytes per second; 0 = no limit */
-    uint64_t lease_ns;        /* from now; 0 revokes */
+    uint64_t rate_bytes; /* evicted guest bytes per second; 0 = no limit */
+    uint64_t lease_ns;   /* from now; 0 revokes */
     uint64_t generation;
     uint64_t first_page;
     uint64_t page_count;
@@ -258,10 +258,10 @@ struct fl_command {
 };
 struct fl_reply {
     uint32_t abi;
-    int32_t error;            /* 0 or negative errno */
-    uint32_t state;           /* enum fl_state */
+    int32_t error;  /* 0 or negative errno */
+    uint32_t state; /* enum fl_state */
     uint32_t pager_pid;
-    uint64_t evicted_pages;   /* still away */
+    uint64_t evicted_pages; /* still away */
     char detail[FL_DETAIL_BYTES];
 };
 
@@ -277,10 +277,10 @@ void fl_pager_close(struct fl_pager *pager);
 int fl_pager_call(struct fl_pager *pager, const struct fl_command *command, struct fl_reply *reply, int timeout_ms);
 
 /* Exit codes of frostline-pager. A refusal exits with FL_EXIT_REFUSED + enum fl_refusal. */
-#define FL_EXIT_OK 0        /* detached, or released */
+#define FL_EXIT_OK 0 /* detached, or released */
 #define FL_EXIT_USAGE 2
-#define FL_EXIT_VM_GONE 3   /* the VMM ended; nothing is left to serve */
-#define FL_EXIT_FAILED 4    /* an internal error; the VM waits for the next pager */
+#define FL_EXIT_VM_GONE 3 /* the VMM ended; nothing is left to serve */
+#define FL_EXIT_FAILED 4  /* an internal error; the VM waits for the next pager */
 #define FL_EXIT_REFUSED 64
 /* cffi:end */
 

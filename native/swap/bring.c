@@ -83,8 +83,8 @@ static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
     uint32_t at = 0, tries = 0;
     while (at < run->count) {
         uint64_t done, length = (uint64_t)(run->count - at) * FL_PAGE_SIZE;
-        int error = fl_uffd_copy(vm, address + (uint64_t)at * FL_PAGE_SIZE,
-                                 bringer->pages + (size_t)at * FL_PAGE_SIZE, length, &done);
+        int error = fl_uffd_copy(vm, address + (uint64_t)at * FL_PAGE_SIZE, bringer->pages + (size_t)at * FL_PAGE_SIZE,
+                                 length, &done);
         uint32_t filled = (uint32_t)(done / FL_PAGE_SIZE);
         settle(vm, run, at, at + filled, true);
         *pages += filled;
@@ -144,8 +144,8 @@ int fl_bring_into_file(struct fl_bringer *bringer, uint32_t region, uint64_t *pa
             continue;
         }
         size_t bytes = (size_t)run.count * FL_PAGE_SIZE;
-        ssize_t written = pwrite(vm->memory[region].fd, bringer->pages, bytes,
-                                 (off_t)fl_offset_of_page(vm, region, run.first));
+        ssize_t written =
+            pwrite(vm->memory[region].fd, bringer->pages, bytes, (off_t)fl_offset_of_page(vm, region, run.first));
         if (written != (ssize_t)bytes) {
             settle(vm, &run, 0, run.count, false);
             return written < 0 ? -errno : -EIO;

@@ -65,10 +65,11 @@ static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t 
     uint32_t none = FL_REFUSAL_NONE;
     atomic_compare_exchange_strong(&vm->vault.header->unsafe, &none, FL_REFUSAL_OTHER_MAPPER);
     atomic_store(&vm->remap_pending, 1);
-    fl_log(FL_LOG_WARNING, "address_space_changed",
-           "\"what\":\"%s\",\"start\":\"%llx\",\"end\":\"%llx\",\"detail\":\"everything is brought back and nothing more "
-           "evicted until the VMM's memory is mapped in one place again\"",
-           what, (unsigned long long)start, (unsigned long long)end);
+    fl_log(
+        FL_LOG_WARNING, "address_space_changed",
+        "\"what\":\"%s\",\"start\":\"%llx\",\"end\":\"%llx\",\"detail\":\"everything is brought back and nothing more "
+        "evicted until the VMM's memory is mapped in one place again\"",
+        what, (unsigned long long)start, (unsigned long long)end);
 }
 
 static void unmapped(struct fl_vm *vm, uint64_t start, uint64_t end) {

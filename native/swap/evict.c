@@ -132,7 +132,8 @@ static int store_page(struct fl_evictor *evictor, uint64_t page, const void *con
     uint32_t length = fl_compress(evictor->codec, content, evictor->payload, FL_PAYLOAD_MAX);
     if (!length)
         return -E2BIG;
-    int error = fl_pool_put(evictor->vm->pool, page, fl_page_checksum(content, page), evictor->payload, length, &handle);
+    int error =
+        fl_pool_put(evictor->vm->pool, page, fl_page_checksum(content, page), evictor->payload, length, &handle);
     if (error)
         return error;
     *stored_bytes = length;

@@ -18,9 +18,9 @@
 #include "swap/uffd.h"
 #include "track/age.h"
 
-#define MESSAGES 16u       /* read at once; few, so that threads share a burst */
-#define PENDING 64u        /* faults in hand that wait for an event or for another thread */
-#define SAMPLE_EVERY 64u   /* one fault in so many becomes a record */
+#define MESSAGES 16u     /* read at once; few, so that threads share a burst */
+#define PENDING 64u      /* faults in hand that wait for an event or for another thread */
+#define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
 
 struct fault {

@@ -56,8 +56,8 @@ void fl_discard(struct fl_vm *vm, fl_entry entry) {
 
 static void settle(struct fl_vm *vm, uint64_t page, fl_entry entry, enum fl_page_state state) {
     /* LOADING has one owner, us: a plain store cannot run over anybody's change. */
-    fl_entry after = state == FL_PAGE_EVICTED ? fl_entry_with_state(entry, FL_PAGE_EVICTED)
-                                              : fl_entry_make(state, FL_TIER_ZERO, 0);
+    fl_entry after =
+        state == FL_PAGE_EVICTED ? fl_entry_with_state(entry, FL_PAGE_EVICTED) : fl_entry_make(state, FL_TIER_ZERO, 0);
     atomic_store_explicit(fl_slot(vm, page), after, memory_order_release);
 }
 
@@ -72,11 +72,12 @@ void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry)
     fl_record(vm, FL_RECORD_ERROR, fl_entry_tier(entry), now, 1, FL_WHY_CORRUPT, page);
     if (FL_READ(vm, checksum_errors) > LOGGED_MAX)
         return;
-    fl_log(FL_LOG_ERROR, "page_corrupt",
-           "\"page\":%llu,\"entry\":\"%016llx\",\"poison_errno\":%d,\"detail\":\"stored copy failed its check; the guest "
-           "gets an error instead of wrong bytes, nothing more is evicted from this VM; move it to another host and "
-           "look for failing memory\"",
-           (unsigned long long)page, (unsigned long long)entry, -error);
+    fl_log(
+        FL_LOG_ERROR, "page_corrupt",
+        "\"page\":%llu,\"entry\":\"%016llx\",\"poison_errno\":%d,\"detail\":\"stored copy failed its check; the guest "
+        "gets an error instead of wrong bytes, nothing more is evicted from this VM; move it to another host and "
+        "look for failing memory\"",
+        (unsigned long long)page, (unsigned long long)entry, -error);
 }
 
 int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, void *buffer, uint32_t *stored_bytes,

@@ -19,8 +19,8 @@ int fl_region_open(struct fl_vm *vm, uint32_t index) {
         memory->fd = -1;
         return error;
     }
-    memory->mapping = mmap(NULL, region->length, PROT_NONE, MAP_SHARED | MAP_NORESERVE, memory->fd,
-                           (off_t)region->file_offset);
+    memory->mapping =
+        mmap(NULL, region->length, PROT_NONE, MAP_SHARED | MAP_NORESERVE, memory->fd, (off_t)region->file_offset);
     if (memory->mapping == MAP_FAILED) {
         error = -errno;
         memory->mapping = NULL;
@@ -45,10 +45,11 @@ static int register_region(struct fl_vm *vm, uint32_t index, struct fl_refused *
     struct fl_vault_region *region = fl_region(vm, index);
     int error = fl_uffd_register(vm, atomic_load(&region->vmm_addr), region->length);
     if (error == -EBUSY)
-        return fl_refuse(why, FL_REFUSAL_FOREIGN_UFFD,
-                         "another userfaultfd owns guest memory of process %d at %#llx; a post-copy migration or another "
-                         "memory manager is at work: wait for it or stop it",
-                         vm->pid, (unsigned long long)atomic_load(&region->vmm_addr));
+        return fl_refuse(
+            why, FL_REFUSAL_FOREIGN_UFFD,
+            "another userfaultfd owns guest memory of process %d at %#llx; a post-copy migration or another "
+            "memory manager is at work: wait for it or stop it",
+            vm->pid, (unsigned long long)atomic_load(&region->vmm_addr));
     if (error)
         return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_KERNEL,
                          "UFFDIO_REGISTER MISSING|WP on process %d, %#llx + %llu bytes: %s", vm->pid,
@@ -77,10 +78,11 @@ static int add(struct fl_vm *vm, const struct fl_region *found, struct fl_refuse
     if (index > 0)
         first_page = fl_region(vm, index - 1)->first_page + fl_region_pages(vm, index - 1);
     if (index == FL_MAX_REGIONS || found->length / FL_PAGE_SIZE > vm->vault.max_pages - first_page)
-        return fl_refuse(why, FL_REFUSAL_LIMIT,
-                         "process %d has more guest memory (or regions, limit %d) than its vault can describe (%llu pages); "
-                         "detach and attach anew",
-                         vm->pid, FL_MAX_REGIONS, (unsigned long long)vm->vault.max_pages);
+        return fl_refuse(
+            why, FL_REFUSAL_LIMIT,
+            "process %d has more guest memory (or regions, limit %d) than its vault can describe (%llu pages); "
+            "detach and attach anew",
+            vm->pid, FL_MAX_REGIONS, (unsigned long long)vm->vault.max_pages);
     struct fl_vault_region *region = &header->regions[index];
     *region = (struct fl_vault_region){
         .vmm_addr = found->vmm_addr,
@@ -126,7 +128,8 @@ int fl_regions_adopt(struct fl_vm *vm, struct fl_refused *why) {
             continue; /* opened if the VMM still has the file: what is away of it may have to be written back */
         if (error)
             return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
-                             "cannot open the memfd of region %u of process %d again: %s", i, vm->pid, strerror(-error));
+                             "cannot open the memfd of region %u of process %d again: %s", i, vm->pid,
+                             strerror(-error));
         error = register_region(vm, i, why);
         if (error)
             return error;

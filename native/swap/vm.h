@@ -21,7 +21,7 @@
 #define FL_WINDOW_PAGES 512u /* pages looked at in one step: 2 MiB */
 #define FL_FORKS_MAX 8
 #define FL_REMOVALS_MAX 64u
-#define FL_BATCH_PAGES 64u   /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
+#define FL_BATCH_PAGES 64u /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
 
 struct fl_memory { /* what the pager holds of one region beside the vault's record */
     int fd;        /* the memfd, opened anew: our own description */
@@ -49,9 +49,9 @@ struct fl_vm {
     struct fl_pool *pool;
     struct fl_memory memory[FL_MAX_REGIONS]; /* index as in the vault's regions */
     struct fl_removals removals;
-    _Atomic(uint32_t) gone;                  /* the VMM has ended: stop quietly */
-    _Atomic(uint32_t) remap_pending;         /* an UNMAP or FORK event waits for the mover */
-    _Atomic(int) forks[FL_FORKS_MAX];        /* userfaultfds of forked children that wait for a drain; -1: none */
+    _Atomic(uint32_t) gone;           /* the VMM has ended: stop quietly */
+    _Atomic(uint32_t) remap_pending;  /* an UNMAP or FORK event waits for the mover */
+    _Atomic(int) forks[FL_FORKS_MAX]; /* userfaultfds of forked children that wait for a drain; -1: none */
 };
 
 static inline struct fl_vault_region *fl_region(struct fl_vm *vm, uint32_t index) {
@@ -88,10 +88,8 @@ static inline bool fl_swap_entry(struct fl_vm *vm, uint64_t page, fl_entry *expe
                                                    memory_order_acquire);
 }
 
-#define FL_COUNT(vm, field, n)                                                                                         \
-    __atomic_fetch_add(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
-#define FL_UNCOUNT(vm, field, n)                                                                                       \
-    __atomic_fetch_sub(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
+#define FL_COUNT(vm, field, n) __atomic_fetch_add(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
+#define FL_UNCOUNT(vm, field, n) __atomic_fetch_sub(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
 #define FL_READ(vm, field) __atomic_load_n(&(vm)->vault.stats->status.field, __ATOMIC_RELAXED)
 #define FL_SET(vm, field, value) __atomic_store_n(&(vm)->vault.stats->status.field, (value), __ATOMIC_RELAXED)
 

@@ -18,8 +18,8 @@
 #include "swap/fault.h"
 #include "track/track.h"
 
-#define RUNS 512u                    /* runs of present pages taken from the kernel by one call */
-#define CHUNK_PAGES_FIRST 2048u      /* present pages dropped by one call; adapts to what it takes */
+#define RUNS 512u               /* runs of present pages taken from the kernel by one call */
+#define CHUNK_PAGES_FIRST 2048u /* present pages dropped by one call; adapts to what it takes */
 #define CHUNK_PAGES_MIN 64u
 #define CHUNK_PAGES_MAX 8192u
 #define CHUNK_LONG_NS (500 * FL_NS_PER_US)
@@ -40,8 +40,8 @@ static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tr
     struct fl_tracker *tracker = calloc(1, sizeof(*tracker));
     if (!tracker)
         return -ENOMEM;
-    int error = fl_gate_open(vm->pid, vm->vault.base + vm->vault.gate_offset, &vm->vault.header->attachment,
-                             &tracker->gate);
+    int error =
+        fl_gate_open(vm->pid, vm->vault.base + vm->vault.gate_offset, &vm->vault.header->attachment, &tracker->gate);
     if (error) {
         free(tracker);
         return error;
