@@ -121,7 +121,7 @@ static void harden(void) {
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd >= 0) {
         if (write(fd, "-900", 4) < 0)
-            fl_log(FL_LOG_WARNING, "oom_score_failed", "\"errno\":%d", errno);
+            fl_log(FL_LOG_INFO, "oom_score_failed", "\"errno\":%d", errno);
         close(fd);
     }
 }
