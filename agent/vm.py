@@ -58,6 +58,8 @@ POLL_FIRST_SECONDS: Final = 0.002
 POLL_MOST_SECONDS: Final = 0.05
 DETACH_POLL_SECONDS: Final = 0.2
 
+SERVED_ELSEWHERE: Final = "another agent's pager serves this VM"
+
 _log: Final = structlog.stdlib.get_logger("frostline.agent.vm")
 
 
@@ -104,6 +106,7 @@ class ManagedVm:
         self._held = Held.NOT
         self._lease_until_ns = 0
         self._memory_bytes = 0
+        self._start_failure = ""
         self._options: Final = options
         self._on_change: Final = on_change
         self._wake: Final = asyncio.Event()
@@ -179,8 +182,8 @@ class ManagedVm:
 
     async def hold(self, how: Held) -> str:
         """Drain or detach, and keep it so until ``resume`` whatever policy says; gives back what went wrong."""
-        if how is Held.DRAINED and self.phase is Phase.FOREIGN:
-            return await self.tell(Command(CommandKind.DRAIN))
+        if self.phase is Phase.FOREIGN:
+            return SERVED_ELSEWHERE
         self._held = how
         self._not_before = 0.0
         self._wake.set()
@@ -229,7 +232,7 @@ class ManagedVm:
     async def tell(self, command: Command) -> str:
         """Send a command; gives back what went wrong, empty when the pager took it."""
         if self.phase is Phase.FOREIGN:
-            return "another agent's pager serves this VM"
+            return SERVED_ELSEWHERE
         if self._pager is None or self._pager.gone:
             return "no pager serves this VM now"
         try:
@@ -343,8 +346,13 @@ class ManagedVm:
             pager = start_pager(options, self.vmm.process, self._wake.set)
         except OSError as error:
             self._not_before = time.monotonic() + 1.0
-            self._log.error("cannot start a pager; tried again", program=str(options.program), why=str(error))
+            if str(error) != self._start_failure:  # said once, not every second
+                self._start_failure = str(error)
+                self._log.error(
+                    "cannot start a pager; tried every second", program=str(options.program), why=str(error)
+                )
             return 1.0
+        self._start_failure = ""
         self._pager, self._pager_started_at = pager, time.monotonic()
         if not await self._serving(pager):
             return 0.0

@@ -56,7 +56,8 @@ class AgentRig:
         self.pager_pids: set[int] = set()
 
     def write_limits(self, only: Sequence[str], more: str = "") -> None:
-        base = f"version: 1\nonly: {json.dumps(list(only))}\nscan_interval: 500ms\n"
+        interval = "" if "scan_interval" in more else "scan_interval: 500ms\n"
+        base = f"version: 1\nonly: {json.dumps(list(only))}\n{interval}"
         self.limits_path.write_text(base + (more or "allow_evict: true\n"))
 
     def start(self, *arguments: str, standalone: bool = True, run_dir: Path | None = None) -> subprocess.Popen[bytes]:

@@ -81,7 +81,7 @@ def test_evicts_by_a_local_policy_survives_a_dead_pager_and_detaches_without_a_t
         last = int(rig.wait_served(name)["pager"]["pid"])
         assert rig.stop() == 0
         assert rig.logged("the agent leaves") and alive(last)
-    assert guest.verify() == 0
+        assert guest.verify() == 0
 
 
 def test_two_vms_come_and_go_and_an_excluded_one_is_never_touched(guest_factory: GuestFactory) -> None:
