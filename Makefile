@@ -18,6 +18,8 @@ CTEST_FLAGS ?= --output-on-failure --no-tests=error
 TEST_SOAK_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 SOAK_FLAGS ?= -k soak
+# make bench BENCH_FLAGS=--quick: a look, not a figure to quote.
+BENCH_FLAGS ?=
 
 NATIVE := build/native
 C_FILES = $(shell git ls-files --cached --others --exclude-standard -- '*.c' '*.h')
@@ -129,7 +131,7 @@ demo: build guest
 	@$(PYTHON) -m tests.demo
 
 bench: build
-	@$(PYTHON) -m tests.bench
+	@$(PYTHON) -m tests.bench $(BENCH_FLAGS)
 
 # ---- Form -------------------------------------------------------------------------------------------------------
 
