@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc.aio
@@ -78,7 +79,8 @@ class Controller:
         self.hub = Hub(self.fleet, decider, self.settings.timing(), keeper.raise_epoch)
         keeper.attach(self.hub)
         try:
-            await asyncio.wait_for(keeper.tick(), FIRST_TICK_SECONDS)
+            async with asyncio.timeout(FIRST_TICK_SECONDS):
+                await keeper.tick()
         except (TimeoutError, StoreError):
             _log.error(
                 "starting without Redis",
@@ -116,12 +118,14 @@ class Controller:
 
     async def _keep_picture(self, gauges: Gauges) -> None:
         while True:
+            started = time.monotonic()
             try:
                 self.fleet.forget_gone()
                 gauges.refresh()
             except Exception:
                 _log.exception("refreshing the metrics failed; trying again")
-            await asyncio.sleep(PICTURE_SECONDS)
+            # In a large fleet this takes a while; it may have a twentieth of the time.
+            await asyncio.sleep(max(PICTURE_SECONDS, 20 * (time.monotonic() - started)))
 
     async def stop(self) -> None:
         """Streams end with UNAVAILABLE, waiting decisions are written, a private Redis is ended last."""
@@ -134,7 +138,8 @@ class Controller:
             await self._server.stop(STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
         self._tasks.clear()
         if self._operator is not None:
             await self._last_words()
@@ -143,12 +148,10 @@ class Controller:
             await self.private.stop()
 
     async def _last_words(self) -> None:
-        async def flush() -> None:
-            while not await self._journal.flush():
-                pass
-
         try:
-            await asyncio.wait_for(flush(), FLUSH_SECONDS)
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while not await self._journal.flush():
+                    pass
         except (TimeoutError, StoreError) as error:
             _log.error("decisions not kept", count=len(self._journal), why=str(error) or "Redis is too slow")
 

@@ -45,7 +45,8 @@ class Watchers:
                     revision = self._fleet.revision
                     yield self._changes(request.vm, seen)
                 try:
-                    await asyncio.wait_for(self.closing.wait(), interval)
+                    async with asyncio.timeout(interval):
+                        await self.closing.wait()
                 except TimeoutError:
                     continue
                 raise StatusError(grpc.StatusCode.UNAVAILABLE, "the controller is stopping")

@@ -55,15 +55,21 @@ class Pusher:
     _last: dict[str, Sent] | None = None
     _last_at: float = 0.0
     _last_epoch: int = 0
+    _decided_at: float = float("-inf")
     _seen_report: SpanContext | None = field(default=None)
 
-    def next_set(self, now: float, epoch: int, *, may_send: bool) -> wire.BudgetSet | None:
+    def next_set(self, now: float, epoch: int, *, may_send: bool, woken: bool) -> wire.BudgetSet | None:
         """Decide for the host; the set to send now, or None. Without an epoch nothing is sent, only decided.
 
         While a set is in flight nothing is decided either: what changes meanwhile is merged into the next one.
+        Without a reason to decide (`woken`), only time can change anything: reports get stale, leases run down.
         """
-        if self.flight is not None:
+        renew_seconds = self.lease_seconds / 3
+        due = self._last is None or now - self._last_at >= renew_seconds or self._last_epoch != epoch
+        waited = now - self._decided_at >= min(renew_seconds, self.decider.fleet.report_seconds)
+        if self.flight is not None or not (woken or due or waited):
             return None
+        self._decided_at = now
         report, self.host.report_traceparent = self.host.report_traceparent, ""
         span = self._start_decide(report)
         try:
@@ -71,7 +77,6 @@ class Pusher:
             budgets = [to_budget(vm_id, decision) for vm_id, decision in decisions.items()]
             sent = {budget.vm_id: to_sent(budget) for budget in budgets}
             memory = {vm_id: vm.identity.memory_bytes for vm_id, vm in self.host.vms.items()}
-            due = self._last is None or now - self._last_at >= self.lease_seconds / 3 or self._last_epoch != epoch
             if not may_send or epoch == 0:
                 return None
             if not due and not needs_push(self._last, sent, memory):

@@ -59,7 +59,8 @@ class SessionService(rpc.SessionServiceServicer):
             raise retry_later(grpc.StatusCode.RESOURCE_EXHAUSTED, text, max(wait_seconds, 1.0))
         limit = self._hub.timing.hello_seconds
         try:
-            request = await asyncio.wait_for(read(context), limit)
+            async with asyncio.timeout(limit):
+                request = await read(context)
         except TimeoutError:
             self._refused("no_hello")
             raise bad_request(f"no hello within {limit:g} s", [("hello", "must be the first message")]) from None
@@ -108,7 +109,8 @@ class SessionService(rpc.SessionServiceServicer):
             controller_id=hub.controller_id,
         )
         try:
-            await asyncio.wait_for(context.write(wire.SessionResponse(welcome=welcome)), WRITE_SECONDS)
+            async with asyncio.timeout(WRITE_SECONDS):
+                await context.write(wire.SessionResponse(welcome=welcome))
         except BaseException as error:
             self._leave(host, stream)
             if isinstance(error, asyncio.TimeoutError):

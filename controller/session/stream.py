@@ -101,8 +101,11 @@ class Stream:
             self._pusher.end(why)
             for task in tasks:
                 task.cancel()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5.0)
+            ended, _ = await asyncio.wait(tasks, timeout=5.0)
+            for task in ended:
+                # The first failure is the reason; what the others say of it is looked at, and not wanted.
+                if not task.cancelled():
+                    task.exception()
 
     async def _read(self) -> None:
         while True:
@@ -220,9 +223,11 @@ class Stream:
     async def _write(self) -> None:
         tick = self._hub.timing.decide_seconds
         while True:
+            woken = self._awake.is_set()
             self._awake.clear()
             now = time.monotonic()
-            await self._write_due(now)
+            # A wake-up that meets a set in flight is not lost: its result wakes again.
+            await self._write_due(now, woken)
             if self._pusher.overdue(now):
                 text = f"no result for budget set {self.host.version_desired} within {self._hub.timing.ack_seconds:g} s"
                 raise StatusError(grpc.StatusCode.ABORTED, text)
@@ -230,9 +235,11 @@ class Stream:
             if silent > SILENT_HEARTBEATS * self._hub.timing.heartbeat_seconds:
                 raise StatusError(grpc.StatusCode.ABORTED, f"nothing heard for {silent:.0f} s")
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._awake.wait(), tick)
+                # Not wait_for: in Python 3.11 it can lose a cancellation that meets the event.
+                async with asyncio.timeout(tick):
+                    await self._awake.wait()
 
-    async def _write_due(self, now: float) -> None:
+    async def _write_due(self, now: float, woken: bool) -> None:
         while self._commands:
             await self._send(wire.SessionResponse(command=self._commands.popleft()))
         if self._resync_why and now - self._resync_at >= min(RESYNC_SECONDS, self._hub.timing.report_seconds):
@@ -242,13 +249,14 @@ class Stream:
             await self._send(wire.SessionResponse(resync_request=wire.ResyncRequest(why=why)))
         # A silent agent may be dead: its lease is not renewed until it is heard again.
         alive = now - self.host.last_seen <= 4 * self._hub.timing.heartbeat_seconds
-        budget_set = self._pusher.next_set(now, self._hub.epoch, may_send=alive)
+        budget_set = self._pusher.next_set(now, self._hub.epoch, may_send=alive, woken=woken)
         if budget_set is not None:
             await self._send(wire.SessionResponse(budget_set=budget_set))
 
     async def _send(self, response: wire.SessionResponse) -> None:
         try:
-            await asyncio.wait_for(self._context.write(response), WRITE_SECONDS)
+            async with asyncio.timeout(WRITE_SECONDS):
+                await self._context.write(response)
         except TimeoutError:
             text = f"the agent took no message for {WRITE_SECONDS:.0f} s"
             raise StatusError(grpc.StatusCode.ABORTED, text) from None

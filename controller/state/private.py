@@ -108,7 +108,8 @@ class PrivateRedis:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
         except TimeoutError:
             _log.error("private Redis did not end in time and is killed", pid=process.pid, seconds=STOP_SECONDS)
             with contextlib.suppress(ProcessLookupError):
@@ -171,13 +172,15 @@ class PrivateRedis:
 
     async def _answers(self) -> bool:
         try:
-            reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(self.socket)), 1.0)
+            async with asyncio.timeout(1.0):
+                reader, writer = await asyncio.open_unix_connection(str(self.socket))
         except (TimeoutError, OSError):
             return False
         try:
             writer.write(b"PING\r\n")
             # It answers -LOADING while it reads its data.
-            return (await asyncio.wait_for(reader.readline(), 1.0)).startswith(b"+PONG")
+            async with asyncio.timeout(1.0):
+                return (await reader.readline()).startswith(b"+PONG")
         except (TimeoutError, OSError):
             return False
         finally:

@@ -48,6 +48,10 @@ def _explain(error: Exception, url: str) -> StoreError:
         return StoreError(Failure.FULL, f"Redis at {url} cannot write to its disk ({said})")
     if isinstance(error, exceptions.ReadOnlyError) or "READONLY" in said:
         return StoreError(Failure.READ_ONLY, f"Redis at {url} is a read-only replica; give the address of the primary")
+    if isinstance(error, (exceptions.AuthenticationError, exceptions.NoPermissionError)) or "authenticate" in said:
+        return StoreError(
+            Failure.AWAY, f"Redis at {url} does not let us in ({said}); check the user and password in its URL"
+        )
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.TimeoutError)):
         return StoreError(Failure.AWAY, f"Redis at {url} does not answer ({said}); it is tried again all the time")
     return StoreError(Failure.OTHER, f"Redis at {url} refused: {said}")
@@ -155,7 +159,8 @@ class Store:
     async def _do(self, operation: Callable[[], Awaitable[Any]], write: bool = False) -> Any:
         try:
             # The client's own limits are per read; a server that trickles would get around them.
-            result = await asyncio.wait_for(operation(), CONNECT_SECONDS + ANSWER_SECONDS)
+            async with asyncio.timeout(CONNECT_SECONDS + ANSWER_SECONDS):
+                result = await operation()
         except (TimeoutError, exceptions.RedisError, OSError) as error:
             failed = _explain(error, self.url)
             self._metrics.count("store.errors", kind=failed.failure.value)

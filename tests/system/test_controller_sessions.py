@@ -349,3 +349,25 @@ async def test_unchanged_vms_do_not_go_stale(tmp_path: Path) -> None:
             assert held.bytes == GIB // 2
     finally:
         controller.stop()
+
+
+async def test_too_many_new_streams_are_told_when_to_come_back(tmp_path: Path) -> None:
+    controller = ControllerProcess(tmp_path / "c", "--streams-per-second", "1").start()
+    agents: list[RawAgent] = []
+    try:
+        codes = []
+        for index in range(14):
+            agents.append(agent(controller, f"crowd-{index}"))
+            try:
+                await agents[-1].hello([])
+            except (AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                codes.append(await agents[-1].call.code())
+        assert codes
+        assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert b"google.rpc.RetryInfo" in await agents[-1].status_details()
+        # Those that are in stay in.
+        await agents[0].budgets()
+    finally:
+        for each in agents:
+            await each.__aexit__()
+        controller.stop()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -313,3 +314,36 @@ async def test_two_controllers_on_one_data_folder(start: StartController, tmp_pa
     twin = ControllerProcess(tmp_path / "twin", "--data-dir", str(controller.folder / "data"))
     with pytest.raises(AssertionError, match="another controller"):
         await asyncio.to_thread(twin.start)
+
+
+async def test_what_is_kept(redis: RedisServer, start: StartController, dial: Any) -> None:
+    redis.start()
+    controller = start("--heartbeat-seconds", "1", redis_url=redis.url)
+    operator = dial(controller)
+    client: Any = redis.client()
+    await put(operator)
+    async with RawAgent(controller.address, "kept") as agent:
+        await enforced(agent)
+        await operator.Freeze(op.FreezeRequest(vm="a", why="look"), timeout=10)
+        await operator.Unfreeze(op.UnfreezeRequest(vm="a"), timeout=10)
+        lease_ms = await until("the host has a lease", lambda: max(client.pttl("{frostline}:host:kept"), 0))
+        assert lease_ms <= 4000
+
+        def last_push() -> Any:
+            return json.loads(client.get("{frostline}:budgets:kept") or "{}")
+
+        pushed = await until("the budgets are kept", lambda: last_push() if last_push().get("version") else None)
+        assert set(pushed["budgets"]) == {"a"}
+        assert pushed["epoch"] == 1
+        await until("the decisions are kept", lambda: client.xlen("{frostline}:decisions") >= 2)
+        actions = [entry["action"] for _, entry in client.xrange("{frostline}:audit")]
+        assert actions == ["policy.put", "freeze", "unfreeze"]
+    await until("a host that left loses its lease", lambda: client.pttl("{frostline}:host:kept") == -2)
+
+
+async def test_wrong_password_is_said(redis: RedisServer, start: StartController, dial: Any) -> None:
+    redis.start()
+    redis.client().config_set("requirepass", "right")
+    controller = start(redis_url=redis.url)
+    response = await until("it says so", lambda: unavailable(dial(controller)))
+    assert "does not let us in" in response.store_problem
