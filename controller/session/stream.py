@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from frostline.controller.api.status import StatusError, bad_request
 from frostline.controller.fleet.records import HostRecord, VmRecord
@@ -37,8 +38,11 @@ SILENT_HEARTBEATS = 12
 
 
 async def read(context: Context) -> wire.SessionRequest | None:
-    """The agent's next message, None when it has closed its side."""
-    request: Any = await context.read()
+    """The agent's next message, None when it has closed its side. StatusError for bytes that are no message."""
+    try:
+        request: Any = await context.read()
+    except DecodeError:
+        raise bad_request("what came is no SessionRequest", [("message", "cannot be parsed")]) from None
     return None if request is grpc.aio.EOF else request
 
 

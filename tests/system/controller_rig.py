@@ -122,12 +122,16 @@ class ControllerProcess:
             process.wait(5)
             raise
 
-    def logged(self, event: str) -> list[dict[str, Any]]:
-        """All log lines with that event."""
+    def all_logged(self) -> list[dict[str, Any]]:
         if not self._log.exists():
             return []
-        entries = [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
-        return [entry for entry in entries if entry.get("event") == event]
+        # The last line may be half written.
+        lines = self._log.read_text().rpartition("\n")[0].splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """All log lines with that event."""
+        return [entry for entry in self.all_logged() if entry.get("event") == event]
 
     def operator(self, channel: grpc.aio.Channel) -> operator_pb2_grpc.OperatorServiceAsyncStub:
         return operator_pb2_grpc.OperatorServiceStub(channel)
