@@ -166,7 +166,7 @@ int64_t fl_seccomp_verdict(const struct fl_seccomp_filters *filters, uint64_t nr
     struct seccomp_data data = {.nr = (int)nr, .arch = audit_arch, .instruction_pointer = instruction};
     memcpy(data.args, args, sizeof(data.args));
     int64_t strictest = SECCOMP_RET_ALLOW;
-    for (uint32_t i = 0; i < filters->count; i++) {
+    for (uint32_t i = filters->count; i-- > 0;) { /* the newest first: of equals, the kernel takes its data */
         int64_t verdict =
             run(filters->instructions + filters->start[i], filters->start[i + 1] - filters->start[i], &data);
         if (verdict == NOT_UNDERSTOOD) {

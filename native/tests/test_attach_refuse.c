@@ -76,7 +76,8 @@ static void *guest_memory(int flags, int map_flags, size_t bytes) {
 static void lock_memory(void *context) {
     (void)context;
     void *memory = guest_memory(0, MAP_SHARED, 1 << 20);
-    if (memory == MAP_FAILED || mlock(memory, 1 << 20)) {
+    /* By number: the sanitizers make mlock() do nothing. */
+    if (memory == MAP_FAILED || syscall(SYS_mlock, memory, 1 << 20)) {
         _exit(5);
     }
 }
