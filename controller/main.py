@@ -25,7 +25,7 @@ _log = structlog.get_logger("frostline.controller")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _from_environment(name: str) -> str:
