@@ -81,5 +81,6 @@ uint64_t target_random(uint64_t *state);
 /* Fewer rounds under a sanitizer. */
 unsigned target_rounds(unsigned plain, unsigned sanitized);
 bool target_sanitized(void);
+bool target_sends_signals(void);
 
 #endif

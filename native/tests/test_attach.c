@@ -143,7 +143,7 @@ int main(void) {
     for (int mode = 0; mode < TARGET_MODES; mode++) {
         rounds_in(&target, mode, rounds);
     }
-    MUST(atomic_load(&target.shared->signals) > 0, "no signal came");
+    MUST(!target_sends_signals() || atomic_load(&target.shared->signals) > 0, "no signal came");
     target_end(&target);
     qsort(stops, stop_count, sizeof(stops[0]), by_size);
     printf("%zu attached: stopped for %llu us in the middle, %llu us at most\n", stop_count,

@@ -167,7 +167,7 @@ int main(int argc, char **argv) {
         if (worker == 0) {
             work_until_killed(&target, target_random(&random));
         }
-        target_pause_us((unsigned)(target_random(&random) % 30000));
+        target_pause_us((unsigned)(target_random(&random) % target_rounds(30000, 200000)));
         kill(worker, SIGKILL);
         waitpid(worker, NULL, 0);
         MUST(atomic_load(&tally->failures) == 0, "kill %u: %s", i, tally->failure);

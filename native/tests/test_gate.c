@@ -255,7 +255,7 @@ int main(void) {
     for (int mode = 0; mode < TARGET_MODES; mode++) {
         runs_in(&at, mode, rounds);
     }
-    MUST(atomic_load(&at.target.shared->signals) > 0, "no signal came");
+    MUST(!target_sends_signals() || atomic_load(&at.target.shared->signals) > 0, "no signal came");
     drops_memory(&at);
     bad_input(&at);
     target_set_mode(&at.target, TARGET_SLEEP);
