@@ -38,7 +38,7 @@ from frostline.v1 import session_pb2
 from frostline.wire.telemetry import Telemetry
 
 CAPABILITIES: Final = ("tracker.zap", "freeze.wp", "tier.zero", "tier.same", "tier.ram")
-TRIM_LOGS_SECONDS: Final = 60.0
+TIDY_SECONDS: Final = 60.0
 
 _log: Final = structlog.stdlib.get_logger("frostline.agent")
 
@@ -70,7 +70,7 @@ class Agent(Daemon):
         self._failsafe: Final = Failsafe(settings.drain_after)
         self._admin: Final = AdminServer(settings.admin_path, self._answer)
         self._tasks: list[asyncio.Task[None]] = []
-        self._trim_logs_at = 0.0
+        self._tidy_at = 0.0
         self._session: SessionClient | None = None
         self._standalone: Standalone | None = None
         if settings.policy is not None:
@@ -127,14 +127,16 @@ class Agent(Daemon):
         for vm in self._host:
             records, lost = vm.read()
             self._counts.records_lost += lost
-            self._traces.note(vm, records)
+            # Another agent's pager counts its budget sets as ours does: its records would join our traces.
+            if vm.phase not in (Phase.IDLE, Phase.REFUSED, Phase.FOREIGN):
+                self._traces.note(vm, records)
         self._authority.settle()
         await self._authority.watch_pool()
         if self._session is not None:
             await self._failsafe.watch(self._session.disconnected_seconds, self._host, read_host_memory())
-        if started >= self._trim_logs_at:
-            self._trim_logs_at = started + TRIM_LOGS_SECONDS
-            self._host.trim_logs()
+        if started >= self._tidy_at:
+            self._tidy_at = started + TIDY_SECONDS
+            self._host.tidy()
         self._counts.cycles += 1
         self._counts.cycle_seconds = time.monotonic() - started
         for task in self._tasks:

@@ -132,7 +132,9 @@ def _check_chain(trace: Trace, chain: list[ReceivedSpan], vm_id: str) -> None:
     assert all(span.ok for span in chain)
     assert evict.attributes["frostline.pages"] > 0
     assert vm_id in evict.attributes.values(), evict
-    assert scan.attributes["frostline.vms"] == 1
+    # Other tests' VMs may run on this machine, observed from their vaults; ours must be among those scanned.
+    scanned = [span for span in trace.named("agent.scan.vm") if vm_id in span.attributes.values()]
+    assert [trace.parent(span) for span in scanned] == [scan], trace.tree()
     assert report.span_id != scan.span_id and decide.span_id != push.span_id
     assert str(apply.attributes["frostline.version"]) == str(evict.attributes["frostline.version"])
 
