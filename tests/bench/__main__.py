@@ -50,7 +50,7 @@ def _programs(arguments: argparse.Namespace) -> Programs:
 
 def main() -> int:
     arguments = _arguments()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     if os.geteuid() != 0:
@@ -71,6 +71,8 @@ def main() -> int:
     except (BenchError, NativeError, FileNotFoundError) as error:
         console.print(f"bench: {error}", style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except subprocess.CalledProcessError as error:
         console.print(f"bench: {error}\n{error.stderr}", style="red", markup=False)
         return 1

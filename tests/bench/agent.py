@@ -14,7 +14,7 @@ from typing import Final
 
 from frostline.native import NativeError, View
 from tests.bench.errors import BenchError, Skipped
-from tests.bench.lines import LineProcess
+from tests.bench.lines import LineProcess, dies_with_us
 from tests.bench.victim import Programs
 
 VM_NAME: Final = "frostline-bench"
@@ -71,7 +71,7 @@ def cpu_percent_at_rest(programs: Programs, folder: Path, seconds: float) -> flo
             "--metrics-listen", "", "--pager", str(programs.pager), "--log-format", "json", "--detach-on-exit",
         ]  # fmt: skip
         with log.open("wb") as output:
-            agent = subprocess.Popen(command, stdout=output, stderr=output)
+            agent = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=dies_with_us)
         try:
             _wait_attached(agent, vm.pid, log)
             time.sleep(SETTLE_SECONDS)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +15,12 @@ from typing import Final
 from tests.bench.errors import BenchError
 
 END_SECONDS: Final = 10.0
+
+
+def dies_with_us() -> None:
+    """For ``preexec_fn``: the child is ended should the bench be killed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def pinned_to(cpu: int) -> Callable[[], None]:
