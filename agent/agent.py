@@ -31,7 +31,7 @@ from frostline.agent.standalone import DEFAULT_DECISION_SECONDS, Standalone
 from frostline.agent.state import StateFile
 from frostline.agent.status import status_document
 from frostline.agent.traces import Traces
-from frostline.agent.vm import Held, ManagedVm, Phase
+from frostline.agent.vm import Held, Phase, Vm
 from frostline.native import Command, CommandKind
 from frostline.native.binary import pager_path
 from frostline.v1 import session_pb2
@@ -201,7 +201,7 @@ class Agent(Daemon):
             log_level=self._settings.log_level,
         )
 
-    def _changed(self, _vm: ManagedVm) -> None:
+    def _changed(self, _vm: Vm) -> None:
         self._news()
 
     def _news(self) -> None:
@@ -268,7 +268,7 @@ class Agent(Daemon):
             status: SessionStatus | None = self._session.status if self._session else None
             return status_document(self._settings, self._host, self._authority, status)
         chosen = self._chosen(request)
-        actions: dict[str, Callable[[ManagedVm], Awaitable[str]]] = {
+        actions: dict[str, Callable[[Vm], Awaitable[str]]] = {
             "release": lambda vm: vm.tell(Command(CommandKind.RELEASE)),
             "drain": lambda vm: vm.hold(Held.DRAINED),
             "detach": lambda vm: vm.hold(Held.DETACHED),
@@ -283,12 +283,12 @@ class Agent(Daemon):
             ]
         }
 
-    def _chosen(self, request: AdminRequest) -> list[ManagedVm]:
+    def _chosen(self, request: AdminRequest) -> list[Vm]:
         if not request.vm:
             if request.method == "release":
                 return [vm for vm in self._host if vm.phase is Phase.SERVED]
             raise AdminError("invalid", f"{request.method} needs a VM")
-        found = self._host.find(request.vm)
+        found: list[Vm] = [*self._host.find(request.vm)]
         if not found:
             raise AdminError("not_found", f"there is no VM {request.vm!r} on this host")
         if len(found) > 1:

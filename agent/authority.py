@@ -17,7 +17,7 @@ from frostline.agent.host import Host
 from frostline.agent.limits import Limits
 from frostline.agent.state import StateError, StateFile
 from frostline.agent.traces import Traces
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.vm import Phase, Vm
 from frostline.v1 import common_pb2, session_pb2
 from frostline.wire.telemetry import traceparent_of
 from frostline.wire.units import format_rate, format_size
@@ -120,7 +120,7 @@ class Authority:
                 judgement = self._judge(self._last_set, last_version=0)
                 await self._apply(self._last_set, judgement, self._last_lease_until_ns)
 
-    def _should_attach(self, vm: ManagedVm) -> bool:
+    def _should_attach(self, vm: Vm) -> bool:
         if vm.grant is not None:
             return vm.grant.attach
         if vm.vm_id in self._state.state.off_vm_ids:
@@ -211,7 +211,7 @@ class Authority:
             _log.warning("a pager did not take its budget", vm_id=vm_id, why=problem)
         return found
 
-    def _within_pool(self, vm: ManagedVm, grant: Grant) -> Grant:
+    def _within_pool(self, vm: Vm, grant: Grant) -> Grant:
         if not self._pool_full or grant.bytes <= vm.evicted_bytes:
             return grant
         sentence = f"pool_max in {self.limits.source} is reached"
@@ -221,7 +221,7 @@ class Authority:
         await asyncio.to_thread(self._state.update, **changes)
 
 
-def _say(vm: ManagedVm, grant: Grant, version: int) -> None:
+def _say(vm: Vm, grant: Grant, version: int) -> None:
     """One line for each change; the renewal of a lease is none, and small steps are for debugging."""
     if grant == vm.grant:
         return

@@ -13,7 +13,7 @@ import structlog
 
 from frostline.agent.budgets import Grant
 from frostline.agent.host import Host
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.vm import Phase, Vm
 from frostline.native import PAGE_BYTES, Command, CommandKind
 from frostline.v1 import common_pb2, session_pb2
 
@@ -86,7 +86,7 @@ class Commands:
             return _result(command.command_id, False, problem)
         return await self._follow(command.command_id, vm, lambda: vm.evicted_bytes == 0)
 
-    async def _follow(self, command_id: str, vm: ManagedVm, finished: Callable[[], bool]) -> session_pb2.CommandResult:
+    async def _follow(self, command_id: str, vm: Vm, finished: Callable[[], bool]) -> session_pb2.CommandResult:
         deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline:
             vm.read_status()

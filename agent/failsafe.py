@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from frostline.agent.procfs import HostMemory
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.vm import Phase, Vm
 from frostline.native import Command, CommandKind, State
 from frostline.wire.units import format_duration, format_size
 
@@ -23,7 +23,7 @@ RESERVE: Final = 0.05
 _log: Final = structlog.stdlib.get_logger("frostline.agent.failsafe")
 
 
-def next_to_drain(vms: Iterable[ManagedVm], memory: HostMemory) -> tuple[ManagedVm | None, str]:
+def next_to_drain(vms: Iterable[Vm], memory: HostMemory) -> tuple[Vm | None, str]:
     """The VM to drain now, or None and why not. The one with the least away first: it is soonest done."""
     served = [vm for vm in vms if vm.phase is Phase.SERVED and vm.status is not None]
     if any(vm.status is not None and vm.status.state is State.DRAIN for vm in served):
@@ -47,7 +47,7 @@ class Failsafe:
         self._after_seconds: Final = drain_after_seconds
         self._said = ""
 
-    async def watch(self, disconnected_seconds: float, vms: Iterable[ManagedVm], memory: HostMemory) -> None:
+    async def watch(self, disconnected_seconds: float, vms: Iterable[Vm], memory: HostMemory) -> None:
         if disconnected_seconds < self._after_seconds:
             self._said = ""
             return

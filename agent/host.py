@@ -10,12 +10,15 @@ from typing import Final
 import structlog
 
 from frostline.agent.discovery import Discovery, vm_ids
+from frostline.agent.lifecycle import ManagedVm
 from frostline.agent.pager import PagerOptions, trim_log
-from frostline.agent.procfs import ProcessId
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.procfs import ProcessId, process_id
+from frostline.agent.vm import Phase, Vm
 
 # More VMs than a host can have; what is beyond is not served, and that is said.
 MAX_VMS: Final = 1024
+# Logs of VMs that have ended, the newest of them, for whoever wants to know why.
+MAX_ENDED_LOGS: Final = 64
 
 _log: Final = structlog.stdlib.get_logger("frostline.agent.host")
 
@@ -23,9 +26,7 @@ _log: Final = structlog.stdlib.get_logger("frostline.agent.host")
 class Host:
     """Owns a ManagedVm for each VMM process that was found."""
 
-    def __init__(
-        self, node_id: str, options: Callable[[], PagerOptions], on_change: Callable[[ManagedVm], None]
-    ) -> None:
+    def __init__(self, node_id: str, options: Callable[[], PagerOptions], on_change: Callable[[Vm], None]) -> None:
         self.node_id: Final = node_id
         self._options: Final = options
         self._on_change: Final = on_change
@@ -77,13 +78,32 @@ class Host:
             vm.task.result()  # a task that fell over must not do so in silence
         return new, gone
 
-    def trim_logs(self) -> None:
-        """Keep pagers' logs from growing without end."""
-        for vm in self:
-            path = self._options().log_path(vm.vmm.process)
-            if path is not None:
+    def tidy(self) -> None:
+        """Keep pagers' logs from growing without end, and clear away what ended VMs left in the run folder."""
+        options = self._options()
+        for path in options.socket_dir.glob("*-*.sock"):
+            if not _lives(path.stem):
+                path.unlink(missing_ok=True)
+        if options.log_dir is None:
+            return
+        ended = []
+        for path in options.log_dir.glob("*-*.log*"):
+            if _lives(path.name.partition(".")[0]):
                 trim_log(path)
+            else:
+                ended.append(path)
+        ended.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in ended[MAX_ENDED_LOGS:]:
+            path.unlink(missing_ok=True)
 
     async def stop(self) -> None:
         """Stop supervising. Pagers live on."""
         await asyncio.gather(*(vm.stop() for vm in self._vms.values()), return_exceptions=True)
+
+
+def _lives(name: str) -> bool:
+    """Whether the process that a file of the run folder is named after (pid-start time) still runs."""
+    pid, _, start = name.partition("-")
+    if not (pid.isdecimal() and start.isdecimal()):
+        return True  # not ours to judge
+    return process_id(int(pid)) == ProcessId(int(pid), int(start))

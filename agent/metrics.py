@@ -14,7 +14,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from frostline.agent.host import Host
 from frostline.agent.session import SessionStatus
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.vm import Phase, Vm
 from frostline.native import LATENCY_BUCKET_EDGES_NS, State, Status
 
 
@@ -251,5 +251,5 @@ def _just(values: Callable[[], Iterable[Observation]]) -> Callable[[CallbackOpti
     return lambda _options: values()
 
 
-def _labels(vm: ManagedVm) -> dict[str, str]:
+def _labels(vm: Vm) -> dict[str, str]:
     return {"vm_id": vm.vm_id, "vm_name": vm.vmm.name}

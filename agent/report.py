@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from frostline.agent.procfs import HostMemory, ProcessId, shared_resident_bytes
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.vm import Phase, Vm
 from frostline.native import AGE_BIN_EDGES, AGE_BINS, PAGE_BYTES, Refusal, State, Status, Why
 from frostline.v1 import common_pb2, session_pb2
 
@@ -93,19 +93,19 @@ class PromotionRates:
             self._last.pop(process, None)
 
 
-def holding_back(vm: ManagedVm, status: Status) -> common_pb2.Reason.ValueType:
+def holding_back(vm: Vm, status: Status) -> common_pb2.Reason.ValueType:
     """Why nothing is evicted from a served VM right now."""
     if status.why in (Why.BUDGET, Why.LEASE) and vm.grant is not None and vm.grant.reason in _BUDGET_REASONS:
         return vm.grant.reason
     return _HOLDING_BACK[status.why]
 
 
-def reportable(vm: ManagedVm) -> bool:
+def reportable(vm: Vm) -> bool:
     """A VM whose size is not known yet is no VM to a controller; it is in the next report."""
     return vm.phase is not Phase.GONE and vm.memory_bytes > 0
 
 
-def identity(vm: ManagedVm) -> common_pb2.VmIdentity:
+def identity(vm: Vm) -> common_pb2.VmIdentity:
     return common_pb2.VmIdentity(
         vm_id=vm.vm_id,
         name=vm.vmm.name,
@@ -117,7 +117,7 @@ def identity(vm: ManagedVm) -> common_pb2.VmIdentity:
     )
 
 
-def vm_state(vm: ManagedVm, promotions_per_minute: tuple[float, ...]) -> common_pb2.VmState:
+def vm_state(vm: Vm, promotions_per_minute: tuple[float, ...]) -> common_pb2.VmState:
     """One VM as it is now; without a vault there is only who it is and why it is not served."""
     state = common_pb2.VmState(vm_id=vm.vm_id, memory_bytes=vm.memory_bytes)
     if vm.phase in (Phase.REFUSED, Phase.FOREIGN):
@@ -161,7 +161,7 @@ def _refusal(refusal: Refusal) -> common_pb2.Refusal.ValueType:
     return common_pb2.Refusal.Value(f"REFUSAL_{refusal.name}") if refusal else common_pb2.REFUSAL_UNSPECIFIED
 
 
-def _unattached_reason(vm: ManagedVm) -> common_pb2.Reason.ValueType:
+def _unattached_reason(vm: Vm) -> common_pb2.Reason.ValueType:
     if vm.phase in (Phase.REFUSED, Phase.FOREIGN):
         return Reason.REASON_UNSAFE
     if vm.grant is not None and not vm.grant.attach:
@@ -192,7 +192,7 @@ class ReportBuilder:
         self._told_state: dict[str, bytes] = {}
 
     def build(
-        self, vms: Iterable[ManagedVm], memory: HostMemory, *, full: bool, traceparent: str, now_unix_ns: int
+        self, vms: Iterable[Vm], memory: HostMemory, *, full: bool, traceparent: str, now_unix_ns: int
     ) -> session_pb2.Report:
         """The next report; call it when it can be sent at once, for it counts as told."""
         self.sequence += 1

@@ -19,7 +19,7 @@ import structlog
 from frostline.agent.authority import Authority
 from frostline.agent.report import PromotionRates, identity, vm_state
 from frostline.agent.traces import Traces
-from frostline.agent.vm import ManagedVm
+from frostline.agent.vm import Vm
 from frostline.controller.policy.decide import decide
 from frostline.controller.policy.document import Policy, load
 from frostline.controller.policy.loader import MAX_DOCUMENT_BYTES, DocumentError
@@ -56,7 +56,7 @@ class Standalone:
     def __init__(
         self,
         path: Path,
-        vms: Callable[[], Iterable[ManagedVm]],
+        vms: Callable[[], Iterable[Vm]],
         authority: Authority,
         traces: Traces,
         decision_seconds: float,
@@ -112,7 +112,7 @@ class Standalone:
                 budget_set.budgets.append(self._budget(vm))
         await self._authority.take(budget_set)
 
-    def _budget(self, vm: ManagedVm) -> session_pb2.Budget:
+    def _budget(self, vm: Vm) -> session_pb2.Budget:
         rates = self._rates.update(vm.vmm.process, vm.status) if vm.status else ()
         flags = Flags(last_budget_bytes=self._last_bytes.get(vm.vm_id, 0), report_seconds=self._decision_seconds)
         decision = decide(self.policy, snapshot(vm, rates), flags)
@@ -127,7 +127,7 @@ class Standalone:
         )
 
 
-def snapshot(vm: ManagedVm, promotions_per_minute: tuple[float, ...]) -> VmSnapshot:
+def snapshot(vm: Vm, promotions_per_minute: tuple[float, ...]) -> VmSnapshot:
     """What the policy sees of a VM, from the same report that a controller would get."""
     who, state = identity(vm), vm_state(vm, promotions_per_minute)
     histogram = state.histogram

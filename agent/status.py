@@ -11,7 +11,7 @@ from frostline.agent.host import Host
 from frostline.agent.report import holding_back
 from frostline.agent.session import SessionStatus
 from frostline.agent.settings import AgentSettings
-from frostline.agent.vm import ManagedVm
+from frostline.agent.vm import Vm
 from frostline.v1 import common_pb2
 
 
@@ -38,7 +38,7 @@ def status_document(
     }
 
 
-def vm_document(vm: ManagedVm) -> dict[str, Any]:
+def vm_document(vm: Vm) -> dict[str, Any]:
     """One VM: who, where it stands, and its numbers while it has a vault."""
     vm.read_status()
     grant, status = vm.grant, vm.status

@@ -25,7 +25,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanContext, SpanKind
 
 from frostline.agent.procfs import ProcessId
-from frostline.agent.vm import ManagedVm
+from frostline.agent.vm import Vm
 from frostline.native import Record, RecordKind
 from frostline.v1 import session_pb2
 from frostline.wire.telemetry import Telemetry, context_from, record_span, traceparent_of
@@ -56,14 +56,14 @@ class Traces:
     def __init__(self, telemetry: Telemetry) -> None:
         self._tracer: Final = telemetry.tracer("frostline.agent")
         self._applied: OrderedDict[int, SpanContext] = OrderedDict()
-        self._scans: dict[ProcessId, tuple[ManagedVm, Record]] = {}
+        self._scans: dict[ProcessId, tuple[Vm, Record]] = {}
         self._offset_ns = boot_to_unix_ns()
 
     def measure_clocks(self) -> None:
         """Call it once a cycle: Unix time is stepped and slewed, CLOCK_BOOTTIME is not."""
         self._offset_ns = boot_to_unix_ns()
 
-    def note(self, vm: ManagedVm, records: Sequence[Record]) -> None:
+    def note(self, vm: Vm, records: Sequence[Record]) -> None:
         """Take what a pager recorded since the last call."""
         faults = 0
         for record in records:
@@ -131,7 +131,7 @@ class Traces:
         """Standalone: the span ``agent.decide`` in the place of the controller's."""
         return self._tracer.start_as_current_span("agent.decide", context=context_from(traceparent))
 
-    def _evict(self, vm: ManagedVm, burst: _Burst) -> None:
+    def _evict(self, vm: Vm, burst: _Burst) -> None:
         parent = self._applied.get(burst.generation)
         if parent is None:
             return
@@ -150,7 +150,7 @@ class Traces:
             },
         )
 
-    def _fault(self, vm: ManagedVm, record: Record) -> None:
+    def _fault(self, vm: Vm, record: Record) -> None:
         last = self._applied.get(record.generation)
         record_span(
             self._tracer,
@@ -166,7 +166,7 @@ class Traces:
             links=[last] if last else [],
         )
 
-    def _record(self, name: str, vm: ManagedVm, record: Record, parent: SpanContext) -> None:
+    def _record(self, name: str, vm: Vm, record: Record, parent: SpanContext) -> None:
         record_span(
             self._tracer,
             name,
@@ -201,5 +201,5 @@ def _bursts(records: Iterable[Record]) -> Iterator[_Burst]:
         yield current
 
 
-def _who(vm: ManagedVm) -> dict[str, str | int]:
+def _who(vm: Vm) -> dict[str, str | int]:
     return {"frostline.vm_id": vm.vm_id, "frostline.vm_name": vm.vmm.name, "frostline.pager_pid": vm.pager_pid}

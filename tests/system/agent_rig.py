@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+
+from frostline.agent import admin
 
 POLL_SECONDS: Final = 0.1
 T = TypeVar("T")
@@ -83,12 +86,12 @@ class AgentRig:
         return dict(json.loads(answer.stdout))
 
     def vms(self) -> dict[str, dict[str, Any]]:
-        """What `vms --json` says of ours, by name; empty while no agent answers."""
-        answer = self.ask("vms", "--json")
-        if answer.returncode != 0:
+        """What the agent says of ours on its admin socket, by name; empty while no agent answers."""
+        try:
+            answer = asyncio.run(admin.ask(self.run_dir / "admin.sock", admin.AdminRequest(method="status")))
+        except admin.AdminError:
             return {}
-        found = {str(vm["name"]): vm for vm in json.loads(answer.stdout)}
-        found = {name: vm for name, vm in found.items() if name in self.only}
+        found = {str(vm["name"]): vm for vm in answer["vms"] if vm["name"] in self.only}
         self.pager_pids |= {int(vm["pager"]["pid"]) for vm in found.values() if vm["pager"] and vm["pager"]["pid"]}
         return found
 

@@ -8,11 +8,12 @@ import os
 import signal
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import GuestFactory
+from tests.conftest import GuestFactory, why_no_guest
 from tests.system.agent_rig import ENFORCE, AgentRig, wait_for
 from tests.system.guest import Guest, GuestConfig, Workload
 
@@ -31,6 +32,17 @@ def filled(guest_factory: GuestFactory, name: str) -> Guest:
     guest = guest_factory(config(name))
     guest.wait_filled()
     return guest
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One guest for several tests: each one's agent finds it as the last one's left it."""
+    reason = why_no_guest()
+    if reason is not None:
+        pytest.skip(reason)
+    with Guest(config("shared"), tmp_path_factory.mktemp("guest")) as guest:
+        guest.wait_filled()
+        yield guest
 
 
 def alive(pid: int) -> bool:
@@ -117,8 +129,7 @@ def test_two_vms_come_and_go_and_an_excluded_one_is_never_touched(guest_factory:
         assert two.verify() == 0
 
 
-def test_a_killed_agents_pager_serves_on_and_is_adopted(guest_factory: GuestFactory) -> None:
-    guest = filled(guest_factory, "adopt")
+def test_a_killed_agents_pager_serves_on_and_is_adopted(guest: Guest) -> None:
     name = guest.config.name
     with AgentRig([name]) as rig:
         rig.start()
@@ -143,8 +154,7 @@ def test_a_killed_agents_pager_serves_on_and_is_adopted(guest_factory: GuestFact
         assert guest.verify() == 0
 
 
-def test_a_pager_and_the_agent_dead_at_once_leave_the_vm_waiting_not_wrong(guest_factory: GuestFactory) -> None:
-    guest = filled(guest_factory, "orphan")
+def test_a_pager_and_the_agent_dead_at_once_leave_the_vm_waiting_not_wrong(guest: Guest) -> None:
     name = guest.config.name
     with AgentRig([name]) as rig:
         rig.start()
@@ -154,7 +164,7 @@ def test_a_pager_and_the_agent_dead_at_once_leave_the_vm_waiting_not_wrong(guest
         time.sleep(1.0)
         rig.start()
         vm = rig.wait_vm(name, lambda vm: vm["pager"] and vm["pager"]["pid"] not in (0, pager), "served again")
-        assert vm["pager"]["takeovers"] == 1
+        assert vm["pager"]["takeovers"] >= 1
         assert guest.verify() == 0
 
 
@@ -177,8 +187,7 @@ def test_a_vm_without_shared_memory_is_refused_with_reason_and_probe_says_so(gue
     assert any(tracker["chosen"] and tracker["name"] == "zap" for tracker in probe["trackers"])
 
 
-def test_two_agents_on_one_host(guest_factory: GuestFactory) -> None:
-    guest = filled(guest_factory, "two-agents")
+def test_two_agents_on_one_host(guest: Guest) -> None:
     name = guest.config.name
     with AgentRig([name]) as first, AgentRig([name]) as second:
         first.start()
@@ -197,8 +206,7 @@ def test_two_agents_on_one_host(guest_factory: GuestFactory) -> None:
         assert guest.verify() == 0
 
 
-def test_metrics_can_be_scraped_and_are_never_negative(guest_factory: GuestFactory) -> None:
-    guest = filled(guest_factory, "metrics")
+def test_metrics_can_be_scraped_and_are_never_negative(guest: Guest) -> None:
     name = guest.config.name
     with AgentRig([name]) as rig:
         rig.start()
@@ -224,8 +232,7 @@ def test_exit_codes_without_an_agent(arguments: list[str], code: int, says: str)
         assert answer.returncode == code and says in answer.stderr
 
 
-def test_bad_files_at_start_and_at_reload(guest_factory: GuestFactory) -> None:
-    guest = filled(guest_factory, "reload")
+def test_bad_files_at_start_and_at_reload(guest: Guest) -> None:
     name = guest.config.name
     with AgentRig([name]) as rig:
         rig.limits_path.write_text("version: 1\nmax_awya: 10%\n")

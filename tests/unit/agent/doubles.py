@@ -10,7 +10,7 @@ from typing import Any, cast
 from frostline.agent.budgets import Grant, VmFacts
 from frostline.agent.discovery import Vmm
 from frostline.agent.procfs import ProcessId
-from frostline.agent.vm import ManagedVm, Phase
+from frostline.agent.vm import Phase, Vm
 from frostline.native import AGE_BINS, Command, Record, RecordKind, Refusal, State, Status, Why
 from frostline.native.view import STATUS_FIELDS
 
@@ -93,5 +93,5 @@ def a_vm(number: int = 1, **fields: Any) -> StandInVm:
     return StandInVm(f"id-{number}", vmm, **fields)
 
 
-def as_managed(vm: StandInVm) -> ManagedVm:
-    return cast(ManagedVm, vm)
+def as_managed(vm: StandInVm) -> Vm:
+    return cast(Vm, vm)
