@@ -209,7 +209,7 @@ static void *trace_one_run(void *argument) {
     int detached = fl_tracee_detach(pid);
     run->let_go_at_ns = fl_monotonic_ns();
     if (run->error == 0) {
-        run->error = detached ? detached : wait_until_free(run); /* not detached: killed while it was stopped */
+        run->error = detached; /* not detached: killed while it was stopped */
     }
     return NULL;
 }
@@ -242,6 +242,10 @@ static int run_calls(struct fl_gate *gate, struct fl_gate_call *calls, uint32_t 
     slot->count = count;
     slot->prepared_at_ns = fl_monotonic_ns();
     error = run_tracer(&run);
+    /* Not in the tracing thread: a real-time one that looks again and again would keep the VMM from getting there. */
+    if (error == 0) {
+        error = wait_until_free(&run);
+    }
     if (error) {
         return error;
     }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -46,12 +47,31 @@ uint32_t fl_vault_region_check(const struct fl_vault_region *region) {
     return (uint32_t)XXH3_64bits(fields, sizeof(fields)) | 1;
 }
 
+/* Whether this host can swap memory out at all; yes, when it cannot be seen. */
+static bool host_swaps(void) {
+    char line[256];
+    FILE *swaps = fopen("/proc/swaps", "re");
+    if (!swaps)
+        return true;
+    int lines = 0;
+    while (lines < 2 && fgets(line, sizeof(line), swaps))
+        lines++;
+    fclose(swaps);
+    return lines > 1; /* the first is a heading */
+}
+
 static int map_file(int fd, bool writable, uint64_t max_pages, struct fl_vault *out) {
     struct layout at = layout_of(max_pages);
     int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
     uint8_t *base = mmap(NULL, at.end, protection, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED)
         return -errno;
+    /*
+     * A pager locks what it maps. Where nothing is ever swapped out that is of no use for the vault, and costs a
+     * successor dear: it waits until each of the dead one's pages is unlocked.
+     */
+    if (!host_swaps())
+        (void)munlock(base, at.end);
     /* Sparse by design: a huge page behind one entry would cost 2 MiB. Absent THP support is no error. */
     (void)madvise(base, at.end, MADV_NOHUGEPAGE);
     /* A fork must not carry the pool along, nor a core dump. */

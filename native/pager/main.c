@@ -5,6 +5,7 @@
 #include <getopt.h>
 #include <malloc.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,8 @@
 #include "base/log.h"
 #include "pager/control.h"
 #include "pager/serve.h"
+
+#define LARGE_BYTES (UINT64_C(64) << 30)
 
 static const char usage[] =
     "usage: frostline-pager --pid PID --socket PATH [options]\n"
@@ -112,12 +115,23 @@ static int parse(int argc, char **argv, struct fl_options *options) {
     return -1;
 }
 
-/* The fault path must not wait for memory: no swapping of ours, no page of ours missing, no OOM kill before others. */
+/*
+ * The fault path must not wait for memory: nothing of ours is swapped out, and others go first when memory runs out.
+ * Comes before the vault is mapped, which decides for itself (base/vault.c).
+ */
 static void harden(void) {
     (void)mallopt(M_ARENA_MAX, 1);
-    if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
-        fl_log(FL_LOG_WARNING, "mlockall_failed", "\"errno\":%d,\"detail\":\"the pager itself may be swapped out\"",
-               errno);
+    bool locked = mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0;
+    /* Without CAP_IPC_LOCK the limit on locked memory would make large mappings fail: then rather no lock at all. */
+    void *large = mmap(NULL, LARGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (large != MAP_FAILED) {
+        munmap(large, LARGE_BYTES);
+    } else {
+        munlockall();
+        locked = false;
+    }
+    if (!locked)
+        fl_log(FL_LOG_WARNING, "mlockall_failed", "\"detail\":\"the pager itself may be swapped out; it needs CAP_IPC_LOCK\"");
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd >= 0) {
         if (write(fd, "-900", 4) < 0)
@@ -212,12 +226,8 @@ int main(int argc, char **argv) {
         fl_log_text(FL_LOG_ERROR, "no_signalfd", "%s", strerror(errno));
         return FL_EXIT_FAILED;
     }
-    /* Attaching forks, so it comes before threads; locking comes after, because a fork would not inherit it anyway. */
-    code = fl_serve_begin(&vm, &options, &why) ? refused(&why) : -1;
-    if (code < 0) {
-        harden();
-        code = serve(&vm, &options, signal_fd, started_ns);
-    }
+    harden();
+    code = fl_serve_begin(&vm, &options, &why) ? refused(&why) : serve(&vm, &options, signal_fd, started_ns);
     fl_serve_close(&vm);
     close(signal_fd);
     return code;

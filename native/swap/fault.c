@@ -18,10 +18,12 @@
 #include "swap/uffd.h"
 #include "track/age.h"
 
-#define MESSAGES 16u     /* read at once; few, so that threads share a burst */
+#define MESSAGES 4u      /* read at once; few, so that threads share a burst */
 #define PENDING 64u      /* faults in hand that wait for an event or for another thread */
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
+#define LEADER_WAIT_MS 1000
+#define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
 
 struct fault {
     uint64_t address;
@@ -41,9 +43,15 @@ struct worker {
     uint8_t buffer[FL_PAGE_SIZE] __attribute__((aligned(64)));
 };
 
+/*
+ * The first thread leads: it alone waits for the userfaultfd. If several waited, each message would wake them all, and
+ * even waking just one (EPOLLEXCLUSIVE) wakes the wrong one when the other is about to look again. A read that
+ * comes back full means a burst: then the leader calls the helpers, who read until nothing is left.
+ */
 struct fl_fault_server {
     struct fl_vm *vm;
     int stop_event;
+    int help_event;
     _Atomic(bool) stopping;
     uint32_t count;
     struct worker *workers;
@@ -214,6 +222,25 @@ static int take_messages(struct worker *worker) {
     return taken;
 }
 
+static bool leads(const struct worker *worker) {
+    return worker == worker->server->workers;
+}
+
+static void call_helpers(struct fl_fault_server *server) {
+    uint64_t one = 1;
+    if (server->count > 1 && write(server->help_event, &one, sizeof(one)) < 0)
+        fl_log(FL_LOG_DEBUG, "helpers_not_called", "\"errno\":%d", errno);
+}
+
+static void wait_for_work(struct worker *worker) {
+    struct epoll_event event;
+    uint64_t calls;
+    (void)epoll_wait(worker->epoll, &event, 1, leads(worker) ? LEADER_WAIT_MS : HELPER_WAIT_MS);
+    /* A helper takes the call before it reads: a call that comes meanwhile brings it back. */
+    if (!leads(worker) && read(worker->server->help_event, &calls, sizeof(calls)) < 0 && errno != EAGAIN)
+        fl_log(FL_LOG_DEBUG, "help_event_unread", "\"errno\":%d", errno);
+}
+
 static void *serve(void *argument) {
     struct worker *worker = argument;
     struct fl_vm *vm = worker->server->vm;
@@ -227,6 +254,8 @@ static void *serve(void *argument) {
             atomic_store(&vm->gone, 1);
             break;
         }
+        if (taken == MESSAGES)
+            call_helpers(worker->server);
         answer_pending(worker);
         if (worker->pending_count) {
             if (++spins < SPINS_BEFORE_SLEEP)
@@ -240,26 +269,26 @@ static void *serve(void *argument) {
             continue;
         if (atomic_load(&worker->server->stopping))
             break;
-        struct epoll_event event;
-        if (epoll_wait(worker->epoll, &event, 1, 1000) == 1 && event.events & EPOLLHUP)
-            break;
+        wait_for_work(worker);
     }
     return NULL;
 }
 
-/* Each thread waits with EPOLLEXCLUSIVE: a fault wakes one of them, not all. */
+static int watch(int epoll, int fd) {
+    struct epoll_event readable = {.events = EPOLLIN};
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &readable) ? -errno : 0;
+}
+
 static int worker_start(struct fl_fault_server *server, struct worker *worker) {
-    struct epoll_event uffd = {.events = EPOLLIN | EPOLLEXCLUSIVE}, stop = {.events = EPOLLIN};
     memset(worker, 0, sizeof(*worker));
     worker->server = server;
     worker->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (worker->epoll < 0)
         return -errno;
-    int error = 0;
-    if (epoll_ctl(worker->epoll, EPOLL_CTL_ADD, server->vm->uffd, &uffd) ||
-        epoll_ctl(worker->epoll, EPOLL_CTL_ADD, server->stop_event, &stop))
-        error = -errno;
-    else
+    int error = watch(worker->epoll, leads(worker) ? server->vm->uffd : server->help_event);
+    if (!error)
+        error = watch(worker->epoll, server->stop_event);
+    if (!error)
         error = -pthread_create(&worker->thread, NULL, serve, worker);
     if (error)
         close(worker->epoll);
@@ -274,8 +303,9 @@ int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **
         return -ENOMEM;
     server->vm = vm;
     server->stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->help_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server->workers = aligned_alloc(64, threads * sizeof(*server->workers));
-    int error = server->stop_event < 0 ? -errno : server->workers ? 0 : -ENOMEM;
+    int error = server->stop_event < 0 || server->help_event < 0 ? -EMFILE : server->workers ? 0 : -ENOMEM;
     while (!error && server->count < threads) {
         error = worker_start(server, &server->workers[server->count]);
         if (!error)
@@ -308,6 +338,8 @@ void fl_fault_stop(struct fl_fault_server *server) {
     }
     if (server->stop_event >= 0)
         close(server->stop_event);
+    if (server->help_event >= 0)
+        close(server->help_event);
     free(server->workers);
     free(server);
 }
