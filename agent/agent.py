@@ -172,11 +172,12 @@ class Agent(Daemon):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._settings.detach_on_exit:
+        detach = self._settings.detach_on_exit and self.asked_to_stop
+        if detach:
             await self._detach_all()
         await self._admin.stop()
         await self._host.stop()
-        _log.info("the agent leaves", pagers="detached" if self._settings.detach_on_exit else "stay and serve")
+        _log.info("the agent leaves", pagers="detached" if detach else "stay and serve")
 
     async def _detach_all(self) -> None:
         for vm in self._host:

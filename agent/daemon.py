@@ -40,6 +40,11 @@ class Daemon(abc.ABC):
         finally:
             await self._end()
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether the end is somebody's wish, and not a failure's."""
+        return self._stop_wanted
+
     def stop(self) -> None:
         """End after the present cycle."""
         self._stop_wanted = True

@@ -185,8 +185,11 @@ class SessionClient:
         writing = asyncio.Lock()
 
         async def send(request: session_pb2.SessionRequest) -> None:
-            async with writing, asyncio.timeout(WRITE_SECONDS):
-                await call.write(request)
+            try:
+                async with writing, asyncio.timeout(WRITE_SECONDS):
+                    await call.write(request)
+            except TimeoutError:
+                raise SessionError(f"the controller has taken nothing for {WRITE_SECONDS:g} s") from None
 
         try:
             async with asyncio.TaskGroup() as group:
