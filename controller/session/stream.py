@@ -59,6 +59,7 @@ class Stream:
         self._bucket = TokenBucket(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
         self._awake = asyncio.Event()
         self._commands: deque[wire.Command] = deque()
+        self._reported = False
         self._resync_why = ""
         self._resync_at = float("-inf")
         self._end: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
@@ -167,6 +168,7 @@ class Stream:
             self._ask_resync(f"reports are missing before {report.sequence}")
         self.host.note = ""
         self._apply(report, now)
+        self._reported = True
         if verdict is Verdict.TAKE:
             self._confirm(now)
         self.host.report_traceparent = report.traceparent
@@ -253,7 +255,10 @@ class Stream:
             await self._send(wire.SessionResponse(resync_request=wire.ResyncRequest(why=why)))
         # A silent agent may be dead: its lease is not renewed until it is heard again.
         alive = now - self.host.last_seen <= 4 * self._hub.timing.heartbeat_seconds
-        budget_set = self._pusher.next_set(now, self._hub.epoch, may_send=alive, woken=woken)
+        # A pager brings back what is away beyond its budget. Until the first report nobody here knows how much that
+        # is, and a controller that was only restarted must not empty a whole fleet's pools.
+        knows = self._reported or not self.host.vms
+        budget_set = self._pusher.next_set(now, self._hub.epoch, may_send=alive and knows, woken=woken)
         if budget_set is not None:
             await self._send(wire.SessionResponse(budget_set=budget_set))
 

@@ -77,14 +77,15 @@ class Keeper:
             marker, fresh, epoch, stored_version, freezes = await self._store.reconcile(
                 hub.controller_id, hub.epoch, self._above
             )
-            if epoch != hub.epoch:
-                _log.info("epoch", epoch=epoch, before=hub.epoch)
-                hub.epoch = epoch
-                self._fleet.wake_all()
             lost = known_marker != "" and (fresh or marker != known_marker)
             self._marker = marker
             await self._keep_freezes(freezes, lost)
             await self._keep_policy(stored_version, lost)
+            if epoch != hub.epoch:
+                # Last: with an epoch budgets are sent, and those of the built-in policy would call everything back.
+                _log.info("epoch", epoch=epoch, before=hub.epoch)
+                hub.epoch = epoch
+                self._fleet.wake_all()
             if lost:
                 self._metrics.count("store.losses")
                 _log.error(

@@ -182,11 +182,17 @@ class RawAgent:
     async def send(self, **message: Any) -> None:
         await asyncio.wait_for(self.call.write(wire.SessionRequest(**message)), WAIT_SECONDS)
 
-    async def hello(self, vms: Iterable[pb.VmIdentity] = (), **more: Any) -> wire.Welcome:
+    async def hello(self, vms: Iterable[pb.VmIdentity] = (), quiet: bool = False, **more: Any) -> wire.Welcome:
+        """Say hello and, unless `quiet`, what every agent says next: a first report, here of VMs not attached yet."""
+        vms = list(vms)
         fields: dict[str, Any] = {"protocol_version": 1, "agent_instance": self.instance, "node_id": self.node_id}
         fields |= {"vms": list(vms), "host_memory_bytes": 64 * GIB, "host_available_bytes": 8 * GIB, **more}
         await self.send(hello=wire.Hello(**fields))
-        return (await self.receive("welcome")).welcome
+        welcome = (await self.receive("welcome")).welcome
+        if vms and not quiet:
+            unattached = [pb.VmState(vm_id=vm.vm_id, memory_bytes=vm.memory_bytes) for vm in vms]
+            await self.report(unattached, full=True, vms=vms)
+        return welcome
 
     async def report(self, states: Iterable[pb.VmState], sequence: int | None = None, **more: Any) -> None:
         self.sequence = self.sequence + 1 if sequence is None else sequence

@@ -71,6 +71,17 @@ async def test_report_leads_to_a_leased_budget(controller: ControllerProcess, op
         assert host.state == op.HOST_STATE_CONNECTED
 
 
+async def test_nothing_is_pushed_before_it_is_known_what_is_away(controller: ControllerProcess, operator: Any) -> None:
+    async with agent(controller, "returning") as good:
+        # As after a restart of the controller: the agent is back, and has pages away.
+        await good.hello([identity("back-a")], quiet=True)
+        await asyncio.sleep(1.0)
+        vms = [identity("back-a")]
+        await good.report([state("back-a", cold_bytes=GIB // 2, evicted_bytes=GIB // 4)], full=True, vms=vms)
+        first = (await good.budgets()).budgets[0]
+        assert (first.bytes, first.reason) == (GIB // 2, pb.REASON_GRANTED)
+
+
 async def test_lease_is_renewed_at_a_third(controller: ControllerProcess, operator: Any) -> None:
     async with agent(controller, "renew") as good:
         await good.hello([identity("renew-a")])

@@ -112,6 +112,25 @@ async def test_down_at_start(redis: RedisServer, start: StartController, dial: A
     assert await put(operator) == 2
 
 
+async def test_no_budget_of_the_built_in_policy_while_the_real_one_is_not_read_yet(
+    redis: RedisServer, start: StartController, dial: Any
+) -> None:
+    redis.start()
+    first = start(redis_url=redis.url)
+    await put(dial(first))
+    first.stop()
+    redis.stop()
+    controller = start(redis_url=redis.url)
+    async with RawAgent(controller.address) as agent:
+        await agent.hello([identity("a")], quiet=True, highest_epoch=1)
+        await agent.report([state("a", evicted_bytes=GIB // 4)], full=True, vms=[identity("a")])
+        redis.start()
+        # Plan mode would have said 0, and its pager would have brought everything back.
+        budget_set = await agent.budgets()
+        assert budget_set.epoch == 2
+        assert (budget_set.budgets[0].mode, budget_set.budgets[0].bytes) == (pb.MODE_ENFORCE, GIB // 2)
+
+
 async def test_away_and_back(redis: RedisServer, start: StartController, dial: Any) -> None:
     redis.start()
     controller = start(redis_url=redis.url)
