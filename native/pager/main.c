@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include "pager/control.h"
 #include "pager/serve.h"
 
+#define URGENT_NICE (-19)
 #define LARGE_BYTES (UINT64_C(64) << 30)
 
 static const char usage[] =
@@ -117,10 +119,13 @@ static int parse(int argc, char **argv, struct fl_options *options) {
 
 /*
  * The fault path must not wait for memory: nothing of ours is swapped out, and others go first when memory runs out.
- * Comes before the vault is mapped, which decides for itself (base/vault.c).
+ * Comes before the vault is mapped, which decides for itself (base/vault.c). Nor for a processor: vCPUs wait while we
+ * take over and while we answer faults (the mover is an ordinary thread again).
  */
 static void harden(void) {
     (void)mallopt(M_ARENA_MAX, 1);
+    if (setpriority(PRIO_PROCESS, 0, URGENT_NICE))
+        fl_log(FL_LOG_INFO, "nice_failed", "\"errno\":%d", errno);
     bool locked = mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0;
     /* Without CAP_IPC_LOCK the limit on locked memory would make large mappings fail: then rather no lock at all. */
     void *large = mmap(NULL, LARGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
