@@ -15,8 +15,9 @@ FACTOR: Final = 1.6
 MOST_SECONDS: Final = 120.0
 JITTER: Final = 0.2
 
-# A pager that dies again within this time of its start counts as failing repeatedly.
-STABLE_SECONDS: Final = 10.0
+# A pager that dies again within this time of its start counts as failing repeatedly. Whoever served for a second works:
+# a kill now and then must not cost the VM a wait.
+STABLE_SECONDS: Final = 1.0
 RESTART_FIRST_SECONDS: Final = 0.05
 RESTART_MOST_SECONDS: Final = 1.0
 
