@@ -151,7 +151,7 @@ class PagerRig:
         return status
 
     def evict(self, mib: float, budget_mib: float | None = None, seconds: float = 60, min_age: int = 2) -> Status:
-        """Have (nearly) so much away, within ``budget_mib``; by default a little more, for what comes back meanwhile."""
+        """Have so much away, within ``budget_mib``: by default a little more, for what comes back meanwhile."""
         self.budget(mib + 8 if budget_mib is None else budget_mib, min_age)
         return self.until(f"{mib} MiB away", lambda s: s.evicted_bytes >= mib * MIB, seconds)
 
