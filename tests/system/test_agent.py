@@ -73,8 +73,8 @@ def test_evicts_by_a_local_policy_survives_a_dead_pager_and_detaches_without_a_t
 
         first = int(vm["pager"]["pid"])
         os.kill(first, signal.SIGKILL)
-        vm = rig.wait_vm(name, lambda vm: vm["pager"]["pid"] not in (0, first), "served by the next pager")
-        assert vm["pager_restarts"] == 1 and vm["pager"]["takeovers"] == 1
+        vm = rig.wait_vm(name, lambda vm: vm["pager_restarts"] == 1, "served by the next pager")
+        assert vm["pager"]["pid"] != first and vm["pager"]["takeovers"] == 1
         assert vm["last_takeover_seconds"] < 1.0, rig.log_tail()  # the promise is 0.2 s; machines under test are busy
         guest.wait_rounds(2, timeout=30)
         assert guest.verify() == 0
@@ -144,8 +144,8 @@ def test_a_killed_agents_pager_serves_on_and_is_adopted(guest: Guest) -> None:
         assert rig.logged("adopted the living pager")
         # An adopted pager is no child of the new agent; its death must be seen all the same.
         os.kill(pager, signal.SIGKILL)
-        vm = rig.wait_vm(name, lambda vm: vm["pager"]["pid"] not in (0, pager), "served by the next pager")
-        assert vm["last_takeover_seconds"] < 1.0
+        vm = rig.wait_vm(name, lambda vm: vm["pager_restarts"] == 1, "served by the next pager")
+        assert vm["pager"]["pid"] != pager and 0 < vm["last_takeover_seconds"] < 1.0
         assert guest.verify() == 0
         # A polite release is the same path: the next one takes over.
         second = int(vm["pager"]["pid"])
