@@ -136,7 +136,8 @@ static void harden(void) {
         locked = false;
     }
     if (!locked)
-        fl_log(FL_LOG_WARNING, "mlockall_failed", "\"detail\":\"the pager itself may be swapped out; it needs CAP_IPC_LOCK\"");
+        fl_log(FL_LOG_WARNING, "mlockall_failed",
+               "\"detail\":\"the pager itself may be swapped out; it needs CAP_IPC_LOCK\"");
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd >= 0) {
         if (write(fd, "-900", 4) < 0)

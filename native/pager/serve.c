@@ -25,8 +25,8 @@ static int open_process(struct fl_vm *vm, struct fl_refused *why) {
     snprintf(path, sizeof(path), "/proc/%d/pagemap", vm->pid);
     vm->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
     if (vm->pagemap_fd < 0)
-        return fl_refuse(why, errno == ENOENT ? FL_REFUSAL_GONE : FL_REFUSAL_PERMISSION, "open %s: %s; run as root", path,
-                         strerror(errno));
+        return fl_refuse(why, errno == ENOENT ? FL_REFUSAL_GONE : FL_REFUSAL_PERMISSION, "open %s: %s; run as root",
+                         path, strerror(errno));
     return 0;
 }
 
@@ -40,8 +40,8 @@ static int lock_vault(struct fl_vm *vm, int *fd, struct fl_refused *why) {
         int holder = 0;
         (void)fl_vault_holder(vm->pid, &holder);
         close(*fd);
-        return fl_refuse(why, FL_REFUSAL_ALREADY_SERVED, "process %d is served by pager %d; end that one first (release)",
-                         vm->pid, holder);
+        return fl_refuse(why, FL_REFUSAL_ALREADY_SERVED,
+                         "process %d is served by pager %d; end that one first (release)", vm->pid, holder);
     }
     return 0;
 }

@@ -94,8 +94,8 @@ static bool load(struct worker *worker, const struct fault *fault, uint32_t regi
     if (error == -ESRCH)
         atomic_store(&vm->gone, 1);
     else if (error && error != -ENOENT && error != -EBADMSG)
-        fl_log_text(FL_LOG_ERROR, "load_failed", "UFFDIO_COPY of page %llu: %s; its vCPU waits", (unsigned long long)page,
-                    strerror(-error));
+        fl_log_text(FL_LOG_ERROR, "load_failed", "UFFDIO_COPY of page %llu: %s; its vCPU waits",
+                    (unsigned long long)page, strerror(-error));
     if (!error)
         account(worker, page, fl_entry_tier(mine), age, stored_bytes, fault->read_ns, woken_ns);
     return true;

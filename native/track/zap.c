@@ -20,7 +20,7 @@
 
 #define RUNS 512u               /* runs of present pages taken from the kernel by one call */
 #define CHUNK_PAGES_FIRST 2048u /* present pages dropped by one call; adapts to what it takes */
-#define CHUNK_PAGES_MIN 512u /* about 0.1 ms; below, the stops cost more than the chunks */
+#define CHUNK_PAGES_MIN 512u    /* about 0.1 ms; below, the stops cost more than the chunks */
 #define CHUNK_PAGES_MAX 8192u
 #define CHUNK_LONG_NS (500 * FL_NS_PER_US)
 #define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
