@@ -234,7 +234,12 @@ def _daemon(settings: AgentSettings) -> None:
     configure_logs(settings.log_format, settings.log_level)
     try:
         if settings.controller:
-            parse_address(settings.controller)
+            address = parse_address(settings.controller)
+            if not (address.is_loopback or settings.insecure_off_loopback):
+                raise AddressError(
+                    f"--controller {address} is another host, and mutual TLS is not available yet: use a tunnel to "
+                    "loopback, or allow plain text with --insecure-off-loopback"
+                )
         run_dir = RunDir(settings.run_dir)
     except AddressError as error:
         _fail(Exit.USAGE, str(error))
