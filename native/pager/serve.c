@@ -16,6 +16,9 @@
 #include "swap/regions.h"
 #include "swap/uffd.h"
 
+#define ATTACH_TRIES 5u
+#define ATTACH_PAUSE_NS (100 * FL_NS_PER_MS)
+
 static int open_process(struct fl_vm *vm, struct fl_refused *why) {
     char path[64];
     vm->pidfd = (int)syscall(SYS_pidfd_open, vm->pid, 0);
@@ -170,7 +173,13 @@ static int inspect_and_attach(struct fl_vm *vm, const struct fl_options *options
         return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot inspect process %d: %s", vm->pid, strerror(-error));
     if (found.refusal)
         return fl_refuse(why, found.refusal, "%.*s", FL_DETAIL_BYTES - 1, found.detail);
-    return attach(vm, &found, options, why);
+    for (unsigned try = 1;; try++) {
+        error = attach(vm, &found, options, why);
+        if (!error || why->refusal != FL_REFUSAL_STUCK || try == ATTACH_TRIES)
+            return error;
+        fl_vault_close(&vm->vault);
+        fl_sleep_ns(ATTACH_PAUSE_NS); /* the VMM's main thread was in the middle of something */
+    }
 }
 
 int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
