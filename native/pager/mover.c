@@ -16,7 +16,7 @@
 #include "pager/gauges.h"
 #include "pager/watch.h"
 
-#define IDLE_NS (200 * FL_NS_PER_MS)       /* longest sleep without a reason */
+#define IDLE_NS (500 * FL_NS_PER_MS)       /* longest sleep without a reason */
 #define RETRY_NS (5 * FL_NS_PER_MS)        /* after the VMM's address space was changing */
 #define UNLIMITED_RATE (UINT64_C(2) << 30) /* bytes a second that the brake scales when no rate is set */
 #define COMPACT_OBJECTS 256u

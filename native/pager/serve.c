@@ -16,6 +16,8 @@
 #include "swap/regions.h"
 #include "swap/uffd.h"
 
+#define LOCK_TRIES 10u
+#define LOCK_PAUSE_NS (2 * FL_NS_PER_MS)
 #define ATTACH_TRIES 5u
 #define ATTACH_PAUSE_NS (100 * FL_NS_PER_MS)
 
@@ -39,9 +41,14 @@ static int lock_vault(struct fl_vm *vm, int *fd, struct fl_refused *why) {
     if (error)
         return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_VAULT_INVALID,
                          "cannot open the vault of process %d: %s", vm->pid, strerror(-error));
-    if (flock(*fd, LOCK_EX | LOCK_NB)) {
-        int holder = 0;
-        (void)fl_vault_holder(vm->pid, &holder);
+    int holder = 0;
+    bool locked = flock(*fd, LOCK_EX | LOCK_NB) == 0;
+    /* Somebody who only looks whether it is held may hold it for a moment: then nobody is named. */
+    for (unsigned try = 0; !locked && try < LOCK_TRIES && fl_vault_holder(vm->pid, &holder) == 0 && holder == 0; try++) {
+        fl_sleep_ns(LOCK_PAUSE_NS);
+        locked = flock(*fd, LOCK_EX | LOCK_NB) == 0;
+    }
+    if (!locked) {
         close(*fd);
         return fl_refuse(why, FL_REFUSAL_ALREADY_SERVED,
                          "process %d is served by pager %d; end that one first (release)", vm->pid, holder);
