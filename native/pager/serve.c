@@ -44,7 +44,8 @@ static int lock_vault(struct fl_vm *vm, int *fd, struct fl_refused *why) {
     int holder = 0;
     bool locked = flock(*fd, LOCK_EX | LOCK_NB) == 0;
     /* Somebody who only looks whether it is held may hold it for a moment: then nobody is named. */
-    for (unsigned try = 0; !locked && try < LOCK_TRIES && fl_vault_holder(vm->pid, &holder) == 0 && holder == 0; try++) {
+    for (unsigned try = 0; !locked && try < LOCK_TRIES && fl_vault_holder(vm->pid, &holder) == 0 && holder == 0;
+         try++) {
         fl_sleep_ns(LOCK_PAUSE_NS);
         locked = flock(*fd, LOCK_EX | LOCK_NB) == 0;
     }
