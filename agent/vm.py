@@ -67,6 +67,8 @@ class Vm:
         self._wake: Final = asyncio.Event()
         self._link: Final = link
         self._vault: Final = VaultReader(vmm.process.pid)
+        # Before anything is decided or reported: what an earlier agent attached to is neither unwanted nor empty.
+        self._vault.open()
         self._pager: PagerProcess | None = None
         self._not_before = 0.0
         self._log = _log.bind(vm=vmm.name, vm_id=vm_id, pid=vmm.process.pid)
