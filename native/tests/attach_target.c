@@ -32,7 +32,7 @@ const char *target_mode_name(enum target_mode mode) {
     return names[mode];
 }
 
-static void wrong(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static void wrong(const char *format, ...) {
     if (atomic_fetch_add(&shared->errors, 1) == 0) {
         va_list arguments;
         va_start(arguments, format);
