@@ -24,8 +24,8 @@ def dies_with_us() -> None:
 
 
 def pinned_to(cpu: int) -> Callable[[], None]:
-    """For ``preexec_fn``: the child runs on one CPU."""
-    return lambda: os.sched_setaffinity(0, {cpu})
+    """For ``preexec_fn``: the child runs on one CPU, below 0 on any."""
+    return lambda: os.sched_setaffinity(0, {cpu}) if cpu >= 0 else None
 
 
 class LineProcess:

@@ -59,7 +59,7 @@ def _faults(details: dict[str, Any]) -> Table:
     table = Table(title="One touch of a page that is away, as the touching thread sees it")
     for name in ("where", "side", "faults", "p50 µs", "p99 µs", "best block p50 µs"):
         table.add_column(name, justify="left" if name in ("where", "side") else "right")
-    for key, where in (("fault", "one CPU"), ("fault_two_cpus", "two CPUs")):
+    for key, where in (("fault", "one CPU"), ("fault_unpinned", "unpinned"), ("fault_two_cpus", "two CPUs")):
         for side, summary in details.get(key, {}).get("sides", {}).items():
             table.add_row(
                 where, side, str(summary["faults"]), _number(summary["p50_us"]), _number(summary["p99_us"]),

@@ -15,7 +15,7 @@ from tests.bench.errors import Skipped
 from tests.bench.faults import BARE, FROSTLINE, ZRAM, FaultFigures
 from tests.bench.row import Row, of_ratio, of_spread
 from tests.bench.served import ServedVictim
-from tests.bench.victim import Programs, Victim
+from tests.bench.victim import ANY_CPU, Programs, Victim
 from tests.bench.zram import zram_swap
 
 ZRAM_BYTES: Final = 4 << 30
@@ -37,7 +37,7 @@ class Amounts:
     fault_trials: int
     fault_blocks: int
     block_faults: int
-    far_trials: int
+    other_trials: int  # of the placements that are shown for information
     evict_rounds: int
     scan_rounds: int
     attach_rounds: int
@@ -70,8 +70,7 @@ class Suite:
 
     def run(self) -> Results:
         with self._swap():
-            self._faults_near()
-            self._faults_far()
+            self._all_faults()
             self._evict()
         self._attach()
         self._large()
@@ -114,19 +113,20 @@ class Suite:
             else:
                 self._add(Row(f"{key}.{other}", what, skipped=self._no_zram))
 
-    def _faults_near(self) -> None:
-        """VM and pager on one CPU: what the path itself costs, without the wake-up of a sleeping CPU."""
-        self._say("faults, VM and pager on one CPU")
-        near = replace(self.programs, vm_cpu=self.programs.mover_cpu)
-        figures = self._faults(near, self.amounts.fault_trials)
-        self._fault_rows(figures, "fault", "one CPU", (FAULT_ZRAM_LIMIT, FAULT_BARE_LIMIT))
-
-    def _faults_far(self) -> None:
-        if self.programs.vm_cpu == self.programs.mover_cpu:
-            return
-        self._say("faults, VM and pager on two CPUs")
-        figures = self._faults(self.programs, self.amounts.far_trials)
-        self._fault_rows(figures, "fault_two_cpus", "two CPUs", (None, None))
+    def _all_faults(self) -> None:
+        """On one CPU a fault costs what its path costs; from one CPU to another mostly what waking that one costs."""
+        here, there = self.programs.mover_cpu, self.programs.vm_cpu
+        placements = [("fault", "one CPU", here, here), ("fault_unpinned", "unpinned", ANY_CPU, ANY_CPU)]
+        if here != there:
+            placements.append(("fault_two_cpus", "two CPUs", there, here))
+        for key, where, vm_cpu, mover_cpu in placements:
+            held = key == "fault"
+            self._say(f"faults, {where}")
+            figures = self._faults(
+                replace(self.programs, vm_cpu=vm_cpu, mover_cpu=mover_cpu),
+                self.amounts.fault_trials if held else self.amounts.other_trials,
+            )
+            self._fault_rows(figures, key, where, (FAULT_ZRAM_LIMIT, FAULT_BARE_LIMIT) if held else (None, None))
 
     def _evict(self) -> None:
         self._say("eviction")

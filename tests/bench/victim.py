@@ -15,6 +15,7 @@ from tests.bench.errors import BenchError
 from tests.bench.lines import LineProcess
 
 MIB: Final = 1 << 20
+ANY_CPU: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
