@@ -119,13 +119,10 @@ static int parse(int argc, char **argv, struct fl_options *options) {
 
 /*
  * The fault path must not wait for memory: nothing of ours is swapped out, and others go first when memory runs out.
- * Comes before the vault is mapped, which decides for itself (base/vault.c). Nor for a processor: vCPUs wait while we
- * take over and while we answer faults (the mover is an ordinary thread again).
+ * Comes before the vault is mapped, which decides for itself (base/vault.c).
  */
 static void harden(void) {
     (void)mallopt(M_ARENA_MAX, 1);
-    if (setpriority(PRIO_PROCESS, 0, URGENT_NICE))
-        fl_log(FL_LOG_INFO, "nice_failed", "\"errno\":%d", errno);
     bool locked = mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0;
     /* Without CAP_IPC_LOCK the limit on locked memory would make large mappings fail: then rather no lock at all. */
     void *large = mmap(NULL, LARGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -233,7 +230,15 @@ int main(int argc, char **argv) {
         return FL_EXIT_FAILED;
     }
     harden();
-    code = fl_serve_begin(&vm, &options, &why) ? refused(&why) : serve(&vm, &options, signal_fd, started_ns);
+    /*
+     * vCPUs wait while we take over. Once we serve, we serve at the VM's own priority: a pager that goes before the vCPU it has
+     * just woken looks for the next fault too early, and has to sleep and be woken for each.
+     */
+    int own_nice = getpriority(PRIO_PROCESS, 0);
+    (void)setpriority(PRIO_PROCESS, 0, URGENT_NICE);
+    int error = fl_serve_begin(&vm, &options, &why);
+    (void)setpriority(PRIO_PROCESS, 0, own_nice);
+    code = error ? refused(&why) : serve(&vm, &options, signal_fd, started_ns);
     fl_serve_close(&vm);
     close(signal_fd);
     return code;

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -294,7 +293,6 @@ static void pause_for(struct fl_mover *mover, uint64_t nanoseconds) {
 static void *run(void *argument) {
     struct fl_mover *mover = argument;
     enum fl_mover_end end;
-    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), 0); /* what it does is not urgent; faults are */
     while ((end = should_end(mover)) == FL_MOVER_RUNS) {
         uint64_t pause = step(mover);
         if (pause)
