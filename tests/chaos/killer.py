@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -44,6 +45,8 @@ class Killer:
         self._stop: Final = threading.Event()
         self._agent_up: Final = threading.Event()
         self._agent_up.set()
+        self._serving: Final = threading.Event()
+        self._serving.set()
         self._threads: list[threading.Thread] = []
 
     def start(self, seconds: float, pager_kills: int, agent_kills: int) -> None:
@@ -65,6 +68,14 @@ class Killer:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    def undisturbed(self, look: Callable[[], int]) -> int | None:
+        """What ``look`` gives while no kill is under way; None when one came in between: a successor counts anew."""
+        kills = self.result.pager_kills
+        if not self._serving.is_set():
+            return None
+        seen = look()
+        return seen if self._serving.is_set() and self.result.pager_kills == kills else None
+
     def stop(self) -> None:
         self._stop.set()
         self.join(SERVE_SECONDS + 30)
@@ -72,9 +83,9 @@ class Killer:
     def _moments(self, started: float, seconds: float, count: int) -> list[float]:
         return sorted(started + self._random.uniform(0.0, seconds) for _ in range(count))
 
-    def _guarded(self, work: object, moments: list[float]) -> None:
+    def _guarded(self, work: Callable[[list[float]], None], moments: list[float]) -> None:
         try:
-            work(moments)  # type: ignore[operator]
+            work(moments)
         except Exception as error:
             self.result.problems.append(f"{threading.current_thread().name}: {error!r}")
 
@@ -88,6 +99,7 @@ class Killer:
     def _kill_pager(self, view: View) -> None:
         """Kill the one that is there, in whatever it is doing; then wait for its successor to serve."""
         deadline = time.monotonic() + SERVE_SECONDS
+        self._serving.clear()
         while (pager := self._agent.pagers().get(self._guest.pid)) is None or not kill_pid(pager):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no pager to kill in {SERVE_SECONDS:g} s")
@@ -104,6 +116,7 @@ class Killer:
                 raise TimeoutError(f"no pager serves {SERVE_SECONDS:g} s after kill {self.result.pager_kills}")
             agent_was_up = agent_was_up and self._agent_up.is_set()
             time.sleep(POLL_SECONDS)
+        self._serving.set()
         into = self.result.with_agent if agent_was_up else self.result.without_agent
         into.append((served_ns - killed_ns) / 1e6)
         self.result.pager_starts.append(status.takeover_ns / 1e6)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ SECONDS_A_PAGER_KILL: Final = 6.0
 SECONDS_AN_AGENT_KILL: Final = 30.0
 TELL_SECONDS: Final = 30.0
 TAKEOVER_TARGET_MS: Final = 200.0
+# Starting any program takes a millisecond or two. On a machine so busy that it takes ten times as long, so does this.
+TAKEOVER_STARTS: Final = 20.0
 CONFIG: Final = GuestConfig(
     name="soak",
     memory_mib=512,
@@ -65,7 +68,7 @@ def test_nothing_is_lost_in_the_soak(
         killer = Killer(world, agent, guest, seed)
         pager_kills = max(1, round(soak_seconds / SECONDS_A_PAGER_KILL))
         agent_kills = max(1, round(soak_seconds / SECONDS_AN_AGENT_KILL))
-        least_away = _soak(world, guest, killer, soak_seconds, (pager_kills, agent_kills), tell)
+        least_away, start_ms = _soak(world, guest, killer, soak_seconds, (pager_kills, agent_kills), tell)
         until("a living pager at the end", lambda: serves(guest), 30, world.words)
 
         result = killer.result
@@ -76,6 +79,7 @@ def test_nothing_is_lost_in_the_soak(
         assert status is not None and status.checksum_errors == 0 and status.poisoned_pages == 0
         figures = _figures(seed, soak_seconds, result, least_away / touched)
         figures |= {"faults": status.faults, "evictions": status.evictions, "recovered_pages": status.recovered_pages}
+        figures["program_start_median_ms"] = round(start_ms, 1)
         figures |= {"fault_p50_us": status.fault_percentile_ns(500) / 1e3, "writes": guest.status().writes}
 
         guest.command("writers 0")
@@ -92,12 +96,15 @@ def test_nothing_is_lost_in_the_soak(
     tell("")
     assert status.faults >= 50 * soak_seconds and status.evictions >= 50 * soak_seconds, "too little happened"
     assert least_away > touched // 4, "most of the memory must have been away all the time"
-    assert figures["takeover_median_ms"] < TAKEOVER_TARGET_MS
+    assert figures["takeover_median_ms"] < max(TAKEOVER_TARGET_MS, TAKEOVER_STARTS * start_ms), figures
 
 
-def _soak(world: World, guest: Guest, killer: Killer, seconds: int, kills: tuple[int, int], tell: Any) -> int:
-    """Let it run; gives the least that was away at any look, in bytes."""
+def _soak(
+    world: World, guest: Guest, killer: Killer, seconds: int, kills: tuple[int, int], tell: Any
+) -> tuple[int, float]:
+    """Let it run; gives the least that was away at any look, in bytes, and what starting a program took, in ms."""
     least_away = _away(world, guest)
+    starts_ms: list[float] = []
     deadline = time.monotonic() + seconds
     next_told = time.monotonic() + TELL_SECONDS
     killer.start(seconds, *kills)
@@ -106,21 +113,27 @@ def _soak(world: World, guest: Guest, killer: Killer, seconds: int, kills: tuple
             time.sleep(0.5)
             assert guest.alive(), guest.describe()
             assert guest.status().errors == 0, guest.describe()
-            if not serves(guest):
-                continue  # a successor counts anew what is away
-            away = _away(world, guest)
-            least_away = min(least_away, away)
+            starts_ms.append(_start_ms())
+            away = killer.undisturbed(lambda: _away(world, guest))
+            least_away = min(least_away, least_away if away is None else away)
             if time.monotonic() >= next_told:
                 next_told += TELL_SECONDS
-                result = killer.result
+                result, checked = killer.result, guest.status().checked_pages
                 tell(
                     f"{deadline - time.monotonic():4.0f} s left, {result.pager_kills} pagers and {result.agent_kills} "
-                    f"agents killed, {format_size(away)} away, {guest.status().checked_pages:,} pages checked, 0 errors"
+                    f"agents killed, {format_size(_away(world, guest))} away, {checked:,} pages checked"
                 )
         killer.join(60)
     finally:
         killer.stop()
-    return least_away
+    return least_away, percentile(starts_ms, 50)
+
+
+def _start_ms() -> float:
+    """How long it takes here and now to start a program and see it end, in ms."""
+    started = time.perf_counter()
+    subprocess.run(["true"], check=True, timeout=30)
+    return (time.perf_counter() - started) * 1e3
 
 
 def _figures(seed: int, seconds: int, result: Takeovers, least_share: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from frostline.controller.cli.screen import ASCII, UNICODE, Glyphs
 from frostline.wire.units import format_size
 
 LEAST_SAVED: Final = 0.5
@@ -132,7 +133,8 @@ class Report:
         for held, promise, seen in self.checks():
             mark = Text("yes", style="bold green") if held else Text("NO", style="bold red")
             verdict.add_row(mark, promise, Text(seen, style="" if held else "red"))
-        body: list[RenderableType] = [_bars(self), Text(), figures, Text(), verdict]
+        utf = (console.encoding or "").lower().startswith("utf")
+        body: list[RenderableType] = [_bars(self, UNICODE if utf else ASCII), Text(), figures, Text(), verdict]
         title = "Frostline demo: everything held" if self.success else "Frostline demo: FAILED"
         style = "green" if self.success else "red"
         footer = f"{self.seconds:.0f} s, guests under {self.accelerator or '?'}"
@@ -172,7 +174,7 @@ class Report:
         ]
 
 
-def _bars(report: Report) -> RenderableType:
+def _bars(report: Report, glyphs: Glyphs) -> RenderableType:
     """Before and then, drawn to one scale."""
     before = report.memfd_bytes_before
     if not before:
@@ -180,11 +182,11 @@ def _bars(report: Report) -> RenderableType:
     width = 44
     lines = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     after, pool = report.memfd_bytes_after, report.pool_bytes
-    lines.add_row("before", Text("█" * width, style="cyan"), _size(before))
+    lines.add_row("before", Text(glyphs.resident * width, style="cyan"), _size(before))
     if after is not None and pool is not None:
         cells = [max(1, round(part * width / before)) for part in (after, pool)]
-        bar = Text("█" * cells[0], style="cyan") + Text("▓" * cells[1], style="yellow")
-        bar += Text("·" * max(0, width - sum(cells)), style="dim")
+        bar = Text(glyphs.resident * cells[0], style="cyan") + Text(glyphs.evicted * cells[1], style="yellow")
+        bar += Text(glyphs.empty * max(0, width - sum(cells)), style="dim")
         lines.add_row("then", bar, f"{_size(after)} in RAM + {_size(pool)} pool")
     return lines
 

@@ -87,7 +87,9 @@ class Screen:
         sample = self.source() if self.source else Sample()
         if not sample.at:
             return Text()
-        parts: list[RenderableType] = [Rule(Text(f"{self._chapter.rstrip(chr(46))}, {self.seconds:.0f} s"), style="dim")]
+        parts: list[RenderableType] = [
+            Rule(Text(f"{self._chapter.rstrip(chr(46))}, {self.seconds:.0f} s"), style="dim")
+        ]
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
         for name, memory, vm in zip(self._names, self._memory_bytes, (sample.busy, sample.quiet), strict=True):
             table.add_row(Text(name, style="bold"), self._bar(vm, memory), Text(_memory_words(vm)))
