@@ -44,7 +44,7 @@ struct gate_run {
 
 static bool has_ended(int pidfd) {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
-    return poll(&end, 1, 0) != 0;
+    return poll(&end, 1, 0) > 0;
 }
 
 static uint32_t slot_state(const struct fl_gate_slot *slot) {
@@ -242,6 +242,10 @@ static int run_calls(struct fl_gate *gate, struct fl_gate_call *calls, uint32_t 
     slot->count = count;
     slot->prepared_at_ns = fl_monotonic_ns();
     error = run_tracer(&run);
+    /* ptrace says so too of a thread that was not where it should be; only the pidfd knows that it has ended. */
+    if (error == -ESRCH && !has_ended(gate->pidfd)) {
+        error = slot_state(slot) == FL_GATE_FREE ? -EBUSY : 0;
+    }
     /* Not in the tracing thread: a real-time one that looks again and again would keep the VMM from getting there. */
     if (error == 0) {
         error = wait_until_free(&run);

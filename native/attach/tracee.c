@@ -17,6 +17,8 @@
 #endif
 
 /* Between looks for a stop that may not come: as a real-time thread we must not keep the processor from the tracee. */
+#define SEIZE_TRIES 5u
+#define SEIZE_PAUSE_NS 1000000u
 #define LOOK_NS 10000
 #define LOOK_MAX_NS 250000
 #define SPIN_NS 300000
@@ -34,8 +36,15 @@ void fl_pause_ns(uint64_t ns) {
     nanosleep(&time, NULL);
 }
 
+/* A tracer that is just ending (a killed pager's) holds on for a moment: no reason to give up, nor to blame permissions. */
 int fl_tracee_seize(int tid) {
-    return ptrace(PTRACE_SEIZE, tid, NULL, PTRACE_O_TRACESYSGOOD) ? -errno : 0;
+    for (unsigned tries = 1; ptrace(PTRACE_SEIZE, tid, NULL, PTRACE_O_TRACESYSGOOD); tries++) {
+        if (errno != EPERM || tries == SEIZE_TRIES) {
+            return -errno;
+        }
+        fl_pause_ns(SEIZE_PAUSE_NS);
+    }
+    return 0;
 }
 
 int fl_tracee_resume(int tid) {
