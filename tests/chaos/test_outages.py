@@ -263,6 +263,26 @@ def test_two_agents_on_one_host(world: World, guest: Guest) -> None:
     assert status(world).pager_pid == first.pager_pid
 
 
+def test_two_agents_with_one_node_id(world: World, guest: Guest) -> None:
+    """A cloned host: both want to be node-1. It is said, and whichever speaks, the VM's pages are safe."""
+    folder = world.folder / "twin"
+    folder.mkdir()
+    agent = agent_of(world)
+    twin = AgentDaemon("node-1", folder, folder, world.controller.address, agent.limits)
+    first = status(world)
+    twin.start()
+    try:
+        note = until("the controller to say so", lambda: world.cli("hosts")["hosts"][0]["note"], 20, world.words)
+        assert "agent" in note, note
+        time.sleep(ShortTiming.lease)
+        now = status(world)
+        assert now.pager_pid == first.pager_pid and now.state in (State.ACTIVE, State.HOLD), now
+        assert now.evicted_bytes >= AWAY // 2, "nothing is called back for it"
+    finally:
+        twin.stop()
+    settled(world)
+
+
 def test_a_pool_without_room_stops_eviction(world: World, guest: Guest) -> None:
     """The limits file gets tighter, the pager is exchanged, the pool is full: nothing is lost, and it is said."""
     agent = agent_of(world)
