@@ -26,12 +26,16 @@ static void damaged(struct fl_vm *vm, uint32_t region, uint64_t page) {
         return;
     }
     fl_entry shown = fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0);
-    fl_count_away(vm, FL_TIER_ZERO, 1); /* fl_poison counts it out again */
     fl_poison(vm, region, page, shown);
 }
 
+/* What is away, by tier: shown when all is counted, so that nobody takes a half-done count for little. */
+struct away {
+    uint64_t pages[FL_TIER_RAM + 1];
+};
+
 /* Settle one entry that is not zero. Returns 1 when something was in flight. */
-static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, struct away *away) {
     if (!fl_entry_valid(entry)) {
         damaged(vm, region, page);
         return 1;
@@ -64,17 +68,13 @@ static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry ent
         return 1;
     }
     atomic_store(fl_slot(vm, page), fl_entry_with_state(entry, FL_PAGE_EVICTED));
-    fl_count_away(vm, fl_entry_tier(entry), 1);
+    away->pages[fl_entry_tier(entry)]++;
     return in_flight;
 }
 
 int fl_recover(struct fl_vm *vm, uint64_t *fixed, struct fl_refused *why) {
     *fixed = 0;
-    /* Gauges are counted anew: the dead pager may have been between a change and its count. */
-    FL_SET(vm, evicted_pages, 0);
-    FL_SET(vm, evicted_zero_pages, 0);
-    FL_SET(vm, evicted_same_pages, 0);
-    FL_SET(vm, evicted_ram_pages, 0);
+    struct away away = {0};
     int error = fl_pool_rebuild_begin(vm->pool);
     if (error) /* without it every stored page would look damaged */
         return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot rebuild the pool of process %d: %s; free memory on the host",
@@ -89,9 +89,14 @@ int fl_recover(struct fl_vm *vm, uint64_t *fixed, struct fl_refused *why) {
             if (entry && forget)
                 make_resident(vm, page);
             else if (entry)
-                *fixed += (uint64_t)settle(vm, i, page, entry);
+                *fixed += (uint64_t)settle(vm, i, page, entry, &away);
         }
     }
     fl_pool_rebuild_end(vm->pool);
+    /* Counted anew, because the dead pager may have been between a change and its count. */
+    FL_SET(vm, evicted_zero_pages, away.pages[FL_TIER_ZERO]);
+    FL_SET(vm, evicted_same_pages, away.pages[FL_TIER_SAME]);
+    FL_SET(vm, evicted_ram_pages, away.pages[FL_TIER_RAM]);
+    FL_SET(vm, evicted_pages, away.pages[FL_TIER_ZERO] + away.pages[FL_TIER_SAME] + away.pages[FL_TIER_RAM]);
     return 0;
 }
