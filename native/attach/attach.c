@@ -155,7 +155,7 @@ static struct fl_inject_job *new_job(void) {
     if (job == MAP_FAILED) {
         return NULL;
     }
-    job->pidfd = job->vault_fd = job->device_fd = -1;
+    job->pidfd = job->vault_fd = job->lock_fd = job->device_fd = -1;
     return job;
 }
 
@@ -255,6 +255,7 @@ int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment 
                          pid, strerror(error ? -error : ENOMEM));
     }
     job->pid = pid;
+    job->lock_fd = vault_fd;
     job->gate_offset = gate_offset;
     job->copy = out;
     job->vault_fd = reopen(vault_fd);
@@ -282,7 +283,7 @@ int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment 
     return refused;
 }
 
-int fl_attach_undo(int pid, const struct fl_attachment *attachment, struct fl_refused *why) {
+int fl_attach_undo(int pid, const struct fl_attachment *attachment, int lock_fd, struct fl_refused *why) {
     struct fl_proc_status status;
     *why = (struct fl_refused){0};
     if (fl_proc_status(pid, &status) || status.state == 'Z' ||
@@ -294,6 +295,7 @@ int fl_attach_undo(int pid, const struct fl_attachment *attachment, struct fl_re
         return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot detach from pid %d: %s", pid, strerror(ENOMEM));
     }
     job->pid = pid;
+    job->lock_fd = lock_fd;
     job->attachment = *attachment;
     int refused = 0;
     int error = fl_inject_verify(pid, &job->attachment);

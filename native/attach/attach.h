@@ -30,7 +30,8 @@ struct fl_attachment {
 /*
  * Attach to `pid`. `vault_fd` is the new vault's memfd, large enough for the gate at `gate_offset` (a multiple of
  * the page size; FL_GATE_BYTES long), which is filled in here. The VMM gets an open file description of its own,
- * so a flock() held on `vault_fd` ends with the pager. If `*out` lies in shared memory (the
+ * so a flock() held on `vault_fd` ends with the
+ * pager, and with the helper that does the work. If `*out` lies in shared memory (the
  * vault's header), it is written even when this process dies meanwhile. Returns 0, or -EPERM with `why`; then nothing was left in
  * the VMM, unless `why` says otherwise. Takes at most 3 s.
  */
@@ -38,9 +39,11 @@ int fl_attach(int pid, int vault_fd, uint64_t gate_offset, struct fl_attachment 
 
 /*
  * Take back what fl_attach() left: both descriptors closed, the gate unmapped. The caller has unregistered all
- * ranges and runs no gate. Returns as fl_attach() does.
+ * ranges and runs no gate. `lock_fd` (-1: none) is kept open until the work is done, even if this process dies
+ * meanwhile: a flock() on it keeps a successor from starting on what is being taken away. Returns as fl_attach()
+ * does; FL_REFUSAL_STUCK is worth another try.
  */
-int fl_attach_undo(int pid, const struct fl_attachment *attachment, struct fl_refused *why);
+int fl_attach_undo(int pid, const struct fl_attachment *attachment, int lock_fd, struct fl_refused *why);
 
 /*
  * This process' own descriptors for what the VMM holds, close-on-exec. `*uffd` shares the VMM's description;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -129,6 +130,26 @@ static bool stack_is_usable(int pid, const struct fl_registers *registers) {
     return process_vm_readv(pid, &local, 1, &remote, 1, 0) == (ssize_t)length;
 }
 
+/*
+ * Whether the VMM has our gate, and our slot in it, where the attachment says. A helper that a dead pager left
+ * behind may have detached since: then the thread would be sent nowhere. While we have it stopped, nobody else can.
+ */
+static bool gate_is_there(const struct fl_gate *gate, uint32_t slot) {
+    size_t length = 0;
+    const void *code = fl_arch_gate_code(&length);
+    struct {
+        uint8_t code[FL_GATE_CODE_BYTES];
+        uint8_t slot[offsetof(struct fl_gate_slot, calls)];
+    } seen;
+    uint64_t slot_address = gate->data_address + (uint64_t)slot * FL_GATE_SLOT_BYTES;
+    struct iovec local[2] = {{.iov_base = seen.code, .iov_len = length},
+                             {.iov_base = seen.slot, .iov_len = sizeof(seen.slot)}};
+    struct iovec remote[2] = {{.iov_base = (void *)gate->code_address, .iov_len = length},
+                              {.iov_base = (void *)slot_address, .iov_len = sizeof(seen.slot)}};
+    return process_vm_readv(gate->pid, local, 2, remote, 2, 0) == (ssize_t)(length + sizeof(seen.slot)) &&
+           memcmp(seen.code, code, length) == 0 && memcmp(seen.slot, gate->slots[slot], sizeof(seen.slot)) == 0;
+}
+
 /* With the thread stopped. Until fl_arch_set() has happened, nothing has; after it, all that is needed has. */
 static int send_in(struct gate_run *run) {
     struct fl_gate *gate = run->gate;
@@ -145,7 +166,7 @@ static int send_in(struct gate_run *run) {
     fl_arch_gate_enter(&registers, gate->code_address, gate->data_address + (uint64_t)run->slot * FL_GATE_SLOT_BYTES,
                        slot);
     set_slot_state(slot, FL_GATE_PREPARED);
-    error = fl_arch_set(gate->pid, &registers);
+    error = gate_is_there(gate, run->slot) ? fl_arch_set(gate->pid, &registers) : -ESTALE;
     if (error) {
         set_slot_state(slot, FL_GATE_FREE);
     }

@@ -47,6 +47,7 @@ void fl_gate_close(struct fl_gate *gate);
  *   -ETIMEDOUT  the calls were handed over, but did not end within `timeout_ns`; they will be made, and runs
  *               until then answer -EBUSY
  *   -ESRCH      the VMM has ended
+ *   -ESTALE     the VMM has this gate no more; nothing was done
  *   other       the system's negative errno; nothing was done
  */
 int fl_gate_run(struct fl_gate *gate, struct fl_gate_call *calls, uint32_t count, uint64_t timeout_ns,

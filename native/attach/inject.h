@@ -38,6 +38,7 @@ struct fl_inject_job {
     int pid;
     int pidfd;
     int vault_fd;     /* -1: take back what `attachment` describes, as far as its members are set */
+    int lock_fd;      /* kept open until the work is done; -1: none */
     int device_fd;    /* /dev/userfaultfd, or -1: make the call instead */
     void *gate_local; /* the pager's mapping of the new gate, which the forked process has too */
     uint64_t gate_offset;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -16,9 +17,10 @@
 #include "swap/regions.h"
 #include "swap/uffd.h"
 
-#define LOCK_TRIES 10u
+#define LOCK_TRIES 1500u /* 3 s: what a helper takes at most */
 #define LOCK_PAUSE_NS (2 * FL_NS_PER_MS)
 #define ATTACH_TRIES 5u
+#define DETACH_TRIES 50u
 #define ATTACH_PAUSE_NS (100 * FL_NS_PER_MS)
 
 static int open_process(struct fl_vm *vm, struct fl_refused *why) {
@@ -35,6 +37,15 @@ static int open_process(struct fl_vm *vm, struct fl_refused *why) {
     return 0;
 }
 
+/*
+ * Whether a living pager holds the lock. Not so when somebody only looked at it just now (then nobody is named), or when a
+ * dead pager's helper is still at work attaching or detaching.
+ */
+static bool is_held(int vmm_pid, int *holder) {
+    return fl_vault_holder(vmm_pid, holder) || *holder < 0 ||
+           (*holder > 0 && (kill(*holder, 0) == 0 || errno == EPERM));
+}
+
 /* A description of our own, so that the lock is ours alone and goes with us. */
 static int lock_vault(struct fl_vm *vm, int *fd, struct fl_refused *why) {
     int error = fl_vmm_open_vault(vm->pid, O_RDWR, fd);
@@ -43,9 +54,7 @@ static int lock_vault(struct fl_vm *vm, int *fd, struct fl_refused *why) {
                          "cannot open the vault of process %d: %s", vm->pid, strerror(-error));
     int holder = 0;
     bool locked = flock(*fd, LOCK_EX | LOCK_NB) == 0;
-    /* Somebody who only looks whether it is held may hold it for a moment: then nobody is named. */
-    for (unsigned try = 0; !locked && try < LOCK_TRIES && fl_vault_holder(vm->pid, &holder) == 0 && holder == 0;
-         try++) {
+    for (unsigned try = 0; !locked && try < LOCK_TRIES && !is_held(vm->pid, &holder); try++) {
         fl_sleep_ns(LOCK_PAUSE_NS);
         locked = flock(*fd, LOCK_EX | LOCK_NB) == 0;
     }
@@ -103,7 +112,7 @@ static int attach(struct fl_vm *vm, const struct fl_inspection *found, const str
         error = fl_regions_update(vm, found, why);
     if (error) {
         fl_regions_unregister(vm);
-        if (fl_attach_undo(vm->pid, attachment, &undo_why))
+        if (fl_attach_undo(vm->pid, attachment, vm->vault.fd, &undo_why))
             fl_log_text(FL_LOG_ERROR, "attach_undo_failed", "%s", undo_why.detail);
         return error;
     }
@@ -228,7 +237,15 @@ int fl_serve_detach(struct fl_vm *vm, struct fl_refused *why) {
     atomic_store(&vm->vault.header->phase, FL_VAULT_DETACHING);
     fl_regions_unregister(vm);
     vm->vault.stats->status.state = FL_STATE_DETACHED;
-    return fl_attach_undo(vm->pid, &attachment, why);
+    int error = -EPERM;
+    for (unsigned try = 0; error && try < DETACH_TRIES; try++) {
+        if (try)
+            fl_sleep_ns(ATTACH_PAUSE_NS);
+        error = fl_attach_undo(vm->pid, &attachment, vm->vault.fd, why);
+        if (error && why->refusal != FL_REFUSAL_STUCK && why->refusal != FL_REFUSAL_TRACED)
+            break;
+    }
+    return error;
 }
 
 void fl_serve_close(struct fl_vm *vm) {

@@ -32,9 +32,9 @@ static int attach_patiently(int pid, int vault, struct fl_attachment *out, struc
 }
 
 static int undo_patiently(int pid, const struct fl_attachment *attachment, struct fl_refused *why) {
-    int error = fl_attach_undo(pid, attachment, why);
+    int error = fl_attach_undo(pid, attachment, -1, why);
     for (int i = 0; error && why->refusal == FL_REFUSAL_STUCK && i < STUCK_TRIES; i++) {
-        error = fl_attach_undo(pid, attachment, why);
+        error = fl_attach_undo(pid, attachment, -1, why);
     }
     return error;
 }
@@ -111,7 +111,7 @@ static void attach_twice(struct target *target) {
     struct fl_attachment stale = made;
     stale.start_time_ticks++;
     MUST(fl_attach_borrow(target->pid, &stale, NULL, NULL) == -ESTALE, "another process' start time");
-    MUST(fl_attach_undo(target->pid, &stale, &why) == -EPERM && why.refusal == FL_REFUSAL_GONE, "%s", why.detail);
+    MUST(fl_attach_undo(target->pid, &stale, -1, &why) == -EPERM && why.refusal == FL_REFUSAL_GONE, "%s", why.detail);
     stale = made;
     stale.vmm_uffd = made.vmm_vault;
     int fd = -1;

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -104,10 +105,13 @@ static void get_attached(const struct target *target, struct fl_attachment *made
     failed("attach at last", error, why.detail);
 }
 
+static char lock_path[64];
+static int lock_fd = -1;
+
 static void get_detached(const struct target *target, const struct fl_attachment *made) {
     struct fl_refused why = {0};
     for (int i = 0; i < PATIENCE; i++) {
-        if (fl_attach_undo(target->pid, made, &why) == 0) {
+        if (fl_attach_undo(target->pid, made, lock_fd, &why) == 0) {
             atomic_fetch_add(&tally->detached, 1);
             return;
         }
@@ -117,6 +121,15 @@ static void get_detached(const struct target *target, const struct fl_attachment
         target_pause_us(1000);
     }
     failed("detach at last", (int)why.refusal, why.detail);
+}
+
+/*
+ * As pagers do with the vault: a description of its own for each, so that the lock goes with it and with the helper that it
+ * left detaching.
+ */
+static void take_lock(void) {
+    lock_fd = open(lock_path, O_RDWR | O_CLOEXEC);
+    MUST(lock_fd >= 0 && flock(lock_fd, LOCK_EX) == 0, "lock %s", lock_path);
 }
 
 /* Helpers of the dead finish what they do within milliseconds; wait for a moment without one. */
@@ -139,6 +152,7 @@ static void settle(const struct target *target) {
 
 static _Noreturn void work_until_killed(const struct target *target, uint64_t random) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    take_lock();
     for (;;) {
         struct fl_attachment made;
         get_attached(target, &made);
@@ -151,6 +165,8 @@ static _Noreturn void work_until_killed(const struct target *target, uint64_t ra
 
 int main(int argc, char **argv) {
     target_need_root();
+    int lock_file = memfd_create("lock", 0);
+    snprintf(lock_path, sizeof(lock_path), "/proc/%d/fd/%d", (int)getpid(), lock_file);
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
     uint64_t random = seed;
     printf("seed %llu\n", (unsigned long long)seed);
@@ -173,6 +189,7 @@ int main(int argc, char **argv) {
         MUST(atomic_load(&tally->failures) == 0, "kill %u: %s", i, tally->failure);
         target_is_well(&target);
     }
+    take_lock();
     settle(&target);
     struct fl_attachment made;
     get_attached(&target, &made);

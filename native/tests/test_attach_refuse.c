@@ -328,7 +328,7 @@ static void does_not_stop(void) {
     struct fl_attachment attachment = {.vmm_uffd = -1, .vmm_vault = -1};
     struct fl_refused why;
     MUST(fl_proc_start_time(pid, &attachment.start_time_ticks) == 0, "start time");
-    int error = fl_attach_undo(pid, &attachment, &why);
+    int error = fl_attach_undo(pid, &attachment, -1, &why);
     MUST(error == -EPERM && why.refusal == FL_REFUSAL_STUCK && strstr(why.detail, "did not stop"), "%d %u %s", error,
          why.refusal, why.detail);
     printf("%-18s %s\n", fl_refusal_name(why.refusal), why.detail);

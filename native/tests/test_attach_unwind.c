@@ -53,7 +53,7 @@ static void attaches(struct target *target) {
     MUST(attach_patiently(target->pid, &made, &why) == 0, "%s", why.detail);
     int error = -1;
     for (int i = 0; i < 20 && error; i++) {
-        error = fl_attach_undo(target->pid, &made, &why);
+        error = fl_attach_undo(target->pid, &made, -1, &why);
     }
     MUST(error == 0, "%s", why.detail);
     target_lives(target, 3);

@@ -47,7 +47,7 @@ static void detach(struct attached *at) {
     fl_gate_close(at->gate);
     int error = -1;
     for (int i = 0; i < 20 && error; i++) {
-        error = fl_attach_undo(at->target.pid, &at->made, &why);
+        error = fl_attach_undo(at->target.pid, &at->made, -1, &why);
     }
     MUST(error == 0, "%s", why.detail);
     target_lives(&at->target, 3);
