@@ -26,6 +26,8 @@ struct region_search {
     char largest_file_path[96];
 };
 
+#define PAGER_COMM "frostline-pager" /* as the kernel shows it: 15 characters */
+
 static bool is_guest_memfd(const struct fl_proc_map *map) {
     return strncmp(map->path, FL_GUEST_MEMFD_PREFIX, strlen(FL_GUEST_MEMFD_PREFIX)) == 0;
 }
@@ -216,6 +218,19 @@ static bool is_our_ancestor(int pid) {
     return pid == 1;
 }
 
+static int refuse_mapper(int pid, int other, const char *comm, struct fl_refused *why) {
+    if (strcmp(comm, PAGER_COMM) == 0) {
+        return fl_refuse(why, FL_REFUSAL_ALREADY_SERVED,
+                         "pid %d is just being attached to by pager %d; leave it to that one, or end that first", pid,
+                         other);
+    }
+    return fl_refuse(
+        why, FL_REFUSAL_OTHER_MAPPER,
+        "guest memory of pid %d is also mapped by pid %d (%s), which would read evicted pages as zeros; run "
+        "the VM without that back end",
+        pid, other, comm);
+}
+
 int fl_regions_other_mapper(int pid, const struct fl_inspection *in, const int *skip_pids, int skip_count,
                             struct fl_refused *why) {
     DIR *folder = opendir("/proc");
@@ -233,11 +248,7 @@ int fl_regions_other_mapper(int pid, const struct fl_inspection *in, const int *
         struct fl_proc_status status;
         if (found == 1 && fl_proc_status(other, &status) == 0 &&
             !is_skipped(status.parent_pid, skip_pids, skip_count)) {
-            result =
-                fl_refuse(why, FL_REFUSAL_OTHER_MAPPER,
-                          "guest memory of pid %d is also mapped by pid %d (%s), which would read evicted pages as "
-                          "zeros; run the VM without that back end",
-                          pid, other, status.comm);
+            result = refuse_mapper(pid, other, status.comm, why);
         } else if ((found == -EACCES || found == -EPERM) && !is_our_ancestor(other)) {
             result =
                 fl_refuse(why, FL_REFUSAL_PERMISSION,
