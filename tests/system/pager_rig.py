@@ -208,7 +208,3 @@ def shared_mappings(pid: int) -> list[str]:
         elif words[0] == "VmFlags:" and found and not found[-1].startswith("flags"):
             found.append("flags " + " ".join(sorted(set(words[1:]) & {"um", "uw", "lo", "io"})))
     return [line for line in found if line != "flags "]
-
-
-def at_rest(status: Status) -> bool:
-    return status.state in (State.ACTIVE, State.HOLD)
