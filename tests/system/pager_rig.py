@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from frostline.native import Command, CommandKind, NativeError, Pager, PagerExit, Reply, State, Status, View
+from frostline.native import Command, CommandKind, NativeError, Pager, PagerExit, Reply, Status, View
 from frostline.native.binary import pager_path
 from tests.system.guest import Guest
 
