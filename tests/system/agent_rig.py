@@ -56,7 +56,6 @@ class AgentRig:
         self.policy_path.write_text(policy)
         self.write_limits(only, limits)
         self.process: subprocess.Popen[bytes] | None = None
-        self.pager_pids: set[int] = set()
 
     def write_limits(self, only: Sequence[str], more: str = "") -> None:
         interval = "" if "scan_interval" in more else "scan_interval: 500ms\n"
@@ -91,9 +90,7 @@ class AgentRig:
             answer = asyncio.run(admin.ask(self.run_dir / "admin.sock", admin.AdminRequest(method="status")))
         except admin.AdminError:
             return {}
-        found = {str(vm["name"]): vm for vm in answer["vms"] if vm["name"] in self.only}
-        self.pager_pids |= {int(vm["pager"]["pid"]) for vm in found.values() if vm["pager"] and vm["pager"]["pid"]}
-        return found
+        return {str(vm["name"]): vm for vm in answer["vms"] if vm["name"] in self.only}
 
     def vm(self, name: str) -> dict[str, Any]:
         return self.vms().get(name, {})
@@ -156,15 +153,22 @@ class AgentRig:
     def __enter__(self) -> Self:
         return self
 
+    def _kill_pagers(self) -> list[int]:
+        """Kill every pager whose socket is in our folder; gives back those that were still there."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self.folder).encode() in (command := path.read_bytes()) and b"frostline-pager" in command:
+                    found.append(int(path.parent.name))
+                    os.kill(found[-1], signal.SIGKILL)
+        return found
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)
-        for pid in self.pager_pids:
-            with contextlib.suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if str(self.folder).encode() in command:
-                    os.kill(pid, signal.SIGKILL)
+        # All that this rig's agents started, known or not: a pager left behind would be a stranger to the next test.
+        wait_for("the end of the pagers", lambda: not self._kill_pagers(), seconds=10)
         shutil.rmtree(self.folder, ignore_errors=True)
