@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Every refusal, brought about for real. Whoever is refused is left exactly as it was. (A passed-through VFIO device
- * is the one cause that needs hardware; memory pinned by io_uring gives the same refusal.)
+ * needs hardware: a file of its name has to do, and memory pinned by io_uring, which gives the same refusal.)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,9 +13,11 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -132,6 +134,16 @@ static void pin_memory(void *context) {
     *(_Atomic(int) *)context = 1;
     if (ring < 0 || syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &area, 1)) {
         *(_Atomic(int) *)context = 2;
+    }
+}
+
+/* Opens what looks like a group of devices handed to the guest, in a /dev that only this process sees. */
+static void open_vfio(void *context) {
+    (void)context;
+    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+        mount("none", "/dev", "tmpfs", 0, "size=64k") || mkdir("/dev/vfio", 0700) ||
+        open("/dev/vfio/42", O_RDWR | O_CREAT | O_CLOEXEC, 0600) < 0) {
+        _exit(5);
     }
 }
 
@@ -393,6 +405,7 @@ int main(void) {
     refused_alive(TARGET_SPIN, hugetlb_memory, NULL, FL_REFUSAL_HUGETLB, "hugetlb");
     refused_alive(TARGET_SPIN, many_regions, NULL, FL_REFUSAL_LIMIT, "64 regions");
     refused_alive(TARGET_SLEEP, foreign_uffd, NULL, FL_REFUSAL_FOREIGN_UFFD, "another userfaultfd");
+    refused_alive(TARGET_SPIN, open_vfio, NULL, FL_REFUSAL_PASSTHROUGH, "/dev/vfio/42");
     pinned();
     other_mapper();
     traced();
