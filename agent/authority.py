@@ -48,6 +48,7 @@ class Authority:
         self._grace_seconds: Final = attach_grace_seconds
         self._last_set: session_pb2.BudgetSet | None = None
         self._last_lease_until_ns = 0
+        self._stream_version = 0
         self._pool_full = False
         self._lock: Final = asyncio.Lock()
 
@@ -65,8 +66,8 @@ class Authority:
         return self._pool_full
 
     def forget_stream(self) -> None:
-        """A new stream: versions are compared only within one."""
-        self._last_set = None
+        """A new stream: versions are compared only within one. What was taken before holds for its lease."""
+        self._stream_version = 0
 
     async def welcome(self, epoch: int) -> str:
         """The controller's epoch on connecting; gives back why it is refused, empty when it is not."""
@@ -89,9 +90,7 @@ class Authority:
         """The local limits changed: judge the last set anew, with what is left of its lease."""
         async with self._lock:
             self.limits = limits
-            if self._last_set is not None:
-                judgement = self._judge(self._last_set, last_version=0)
-                await self._apply(self._last_set, judgement, self._last_lease_until_ns)
+            await self._apply_again()
             self.settle()
 
     def settle(self) -> None:
@@ -116,9 +115,7 @@ class Authority:
             limit_bytes=limit,
         )
         async with self._lock:
-            if self._last_set is not None:
-                judgement = self._judge(self._last_set, last_version=0)
-                await self._apply(self._last_set, judgement, self._last_lease_until_ns)
+            await self._apply_again()
 
     def _should_attach(self, vm: Vm) -> bool:
         if vm.grant is not None:
@@ -133,8 +130,8 @@ class Authority:
     async def _take(self, budget_set: session_pb2.BudgetSet, span: Span) -> session_pb2.BudgetResult:
         last_version = 0
         if self._last_set is not None and self._last_set.epoch == budget_set.epoch:
-            last_version = self._last_set.version
-        judgement = self._judge(budget_set, last_version)
+            last_version = self._stream_version
+        judgement = self._judge(budget_set, self.highest_epoch, last_version, time.time_ns())
         if judgement.applied:
             try:
                 await self._remember(
@@ -164,6 +161,7 @@ class Authority:
             return result
         lease_until_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(judgement.lease_seconds * 1e9)
         self._last_set, self._last_lease_until_ns = budget_set, lease_until_ns
+        self._stream_version = budget_set.version
         self._traces.applied(budget_set.version, span)
         problems = await self._apply(budget_set, judgement, lease_until_ns)
         for vm_id, vm_result in judgement.results.items():
@@ -174,15 +172,24 @@ class Authority:
             result.vms.append(vm_result)
         return result
 
-    def _judge(self, budget_set: session_pb2.BudgetSet, last_version: int) -> Judgement:
+    async def _apply_again(self) -> None:
+        """What was taken is only judged by what has changed here: neither a higher epoch nor its age undoes it."""
+        if self._last_set is not None:
+            last = self._last_set
+            judgement = self._judge(last, last.epoch, 0, last.issued_at_unix_ns)
+            await self._apply(last, judgement, self._last_lease_until_ns)
+
+    def _judge(
+        self, budget_set: session_pb2.BudgetSet, highest_epoch: int, last_version: int, now_unix_ns: int
+    ) -> Judgement:
         facts: dict[str, VmFacts] = {vm.vm_id: vm.facts for vm in self._host}
         return judge(
             budget_set,
             facts,
             self.limits,
-            highest_epoch=self.highest_epoch,
+            highest_epoch=highest_epoch,
             last_version=last_version,
-            now_unix_ns=time.time_ns(),
+            now_unix_ns=now_unix_ns,
         )
 
     def _off_after(self, judgement: Judgement) -> frozenset[str]:
