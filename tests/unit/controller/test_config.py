@@ -60,6 +60,16 @@ def test_every_setting_has_a_flag() -> None:
         assert f"--{name.replace('_', '-')}" in flags
 
 
+def test_every_setting_is_documented_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "controller.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", page, re.MULTILINE))
+    assert list(table) == list(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, (float, str)) and not isinstance(field.default, bool):
+            shown = f"{field.default:g}" if isinstance(field.default, float) else field.default
+            assert table[name].strip("` ") == (shown or "-"), name
+
+
 def test_data_folder_that_cannot_be_made_ends_with_1(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
