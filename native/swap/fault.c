@@ -15,11 +15,13 @@
 #include "base/log.h"
 #include "swap/event.h"
 #include "swap/load.h"
+#include "swap/regions.h"
 #include "swap/uffd.h"
 #include "track/age.h"
 
 #define MESSAGES 4u      /* read at once; few, so that threads share a burst */
-#define PENDING 64u      /* faults in hand that wait for an event or for another thread */
+#define PENDING 256u     /* faults in hand that wait for an event or for another thread */
+#define MANY_PENDING 64u
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
 #define LEADER_WAIT_MS 1000
@@ -37,6 +39,7 @@ struct worker {
     int epoll;
     _Atomic(uint64_t) batches; /* odd while messages are being read and their events acted on */
     uint32_t served;
+    bool overflowed; /* faults were dropped: their waiters must be woken to fault anew */
     uint32_t pending_count;
     struct fault pending[PENDING];
     struct uffd_msg messages[MESSAGES];
@@ -185,17 +188,19 @@ static void answer_pending(struct worker *worker) {
             worker->pending[kept++] = worker->pending[i];
     }
     worker->pending_count = kept;
+    if (worker->overflowed && kept < PENDING / 2) {
+        worker->overflowed = false;
+        fl_regions_wake(worker->server->vm);
+    }
 }
 
-/* Read what is there, act on events at once (COPY answers EAGAIN until they are read), queue faults. */
+/*
+ * Read what is there, act on events at once (COPY answers EAGAIN until they are read), queue faults. The kernel hands
+ * out faults before events, so reading must go on however many faults wait already: they wait for the event behind them.
+ */
 static int read_messages(struct worker *worker) {
     struct fl_vm *vm = worker->server->vm;
-    uint32_t room = PENDING - worker->pending_count;
-    if (room == 0)
-        return 0;
-    if (room > MESSAGES)
-        room = MESSAGES;
-    ssize_t bytes = read(vm->uffd, worker->messages, room * sizeof(worker->messages[0]));
+    ssize_t bytes = read(vm->uffd, worker->messages, sizeof(worker->messages));
     if (bytes < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
     uint64_t now = fl_now();
@@ -204,6 +209,10 @@ static int read_messages(struct worker *worker) {
         const struct uffd_msg *message = &worker->messages[i];
         if (message->event != UFFD_EVENT_PAGEFAULT) {
             fl_event(vm, message);
+            continue;
+        }
+        if (worker->pending_count == PENDING) {
+            worker->overflowed = true;
             continue;
         }
         worker->pending[worker->pending_count++] = (struct fault){
@@ -256,6 +265,9 @@ static void *serve(void *argument) {
         }
         if (taken == MESSAGES)
             call_helpers(worker->server);
+        /* So many are mostly waiting for an event that is behind others: on to it, before trying them all again. */
+        if (taken == MESSAGES && worker->pending_count >= MANY_PENDING)
+            continue;
         answer_pending(worker);
         if (worker->pending_count) {
             if (++spins < SPINS_BEFORE_SLEEP)
