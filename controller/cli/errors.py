@@ -116,8 +116,13 @@ def violations_of(error: grpc.aio.AioRpcError) -> tuple[Violation, ...]:
     for detail in status.details:
         bad_request = error_details_pb2.BadRequest()
         if detail.Unpack(bad_request):
-            found += [Violation(v.field, v.description) for v in bad_request.field_violations[:100]]
+            found += [Violation(_place(v.field), v.description) for v in bad_request.field_violations[:100]]
     return tuple(found)
+
+
+def _place(field: str) -> str:
+    """The request's field as a place in the document, which is what its author knows."""
+    return field.removeprefix("document").removeprefix(".") if field.split(".")[0] == "document" else field
 
 
 def _said(error: grpc.aio.AioRpcError) -> str:

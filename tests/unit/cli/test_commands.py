@@ -212,7 +212,7 @@ def test_an_invalid_policy_names_each_place_and_reason(
     server.servicer.errors["PutPolicy"] = (
         grpc.StatusCode.INVALID_ARGUMENT,
         "the policy is not valid",
-        [("classes.standard.floor", "is above the cap"), ("vms.x.class", "unknown class 'gold'")],
+        [("document.classes.standard.floor", "is above the cap"), ("document.vms.x.class", "unknown class 'gold'")],
     )
     document = tmp_path / "policy.yaml"
     document.write_text("version: 1\n")
