@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from frostline.controller.policy.document import BUILT_IN, Policy, PolicyMode, Rule
@@ -125,7 +126,7 @@ def _tightest(vm: VmSnapshot, rule: Rule, cold_bytes: int) -> tuple[int, int, st
     limit = min(cold_bytes, cap_bytes, above_floor)
     cold_words = f"{_size(cold_bytes)} of {label} is idle for {idle}"
     if cold_bytes == 0:
-        return 0, pb.REASON_NOTHING_COLD, f"no page of {label} has been idle for {idle}."
+        return 0, pb.REASON_NOTHING_COLD, f"no page of {label} has been idle for {idle}{_beyond(vm, rule)}."
     if limit == cold_bytes:
         return limit, pb.REASON_GRANTED, f"{label} may have all of its cold memory away: {cold_words}."
     if limit == above_floor:
@@ -133,6 +134,14 @@ def _tightest(vm: VmSnapshot, rule: Rule, cold_bytes: int) -> tuple[int, int, st
         return limit, pb.REASON_FLOOR, f"{label} may have {_size(limit)} away: {cold_words}, but {kept}."
     most = f"the cap lets no more than {_amount(str(rule.cap), cap_bytes)} go"
     return limit, pb.REASON_CAP, f"{label} may have {_size(limit)} away: {cold_words}, but {most}."
+
+
+def _beyond(vm: VmSnapshot, rule: Rule) -> str:
+    """Ages end with the last bin: a VM whose scans are too frequent for the rule would wait for ever, silently."""
+    oldest = max((each.min_age_seconds for each in vm.bins), default=math.inf)
+    if rule.min_idle_age_seconds * AGE_TOLERANCE <= oldest:
+        return ""
+    return f", and ages are told up to {format_duration(oldest)} only: lower min_idle_age or scan less often"
 
 
 def _amount(written: str, size_bytes: int) -> str:

@@ -134,7 +134,11 @@ static uint64_t evict(struct fl_mover *mover, uint64_t now) {
     if (mover->why != FL_WHY_EVICTING)
         return IDLE_NS;
     uint32_t min_age = atomic_load(&vm->vault.header->budget.min_age_scans);
-    min_age = min_age < 1 ? 1 : min_age > UINT8_MAX ? UINT8_MAX : min_age;
+    if (min_age > UINT8_MAX) { /* ages end there: which pages are older cannot be told */
+        mover->why = FL_WHY_NOTHING_COLD;
+        return IDLE_NS;
+    }
+    min_age = min_age < 1 ? 1 : min_age;
     int more = fl_choose_evict(&mover->chooser, allowance, (uint8_t)min_age, &done);
     mover->tokens -= (double)(done.pages * FL_PAGE_SIZE);
     if (done.pages)
@@ -177,7 +181,7 @@ static uint64_t bring(struct fl_mover *mover, uint64_t pages, bool drain) {
     if (brought)
         fl_record(vm, drain ? FL_RECORD_DRAIN : FL_RECORD_PREFETCH, FL_TIER_RAM, start, brought, brought * FL_PAGE_SIZE,
                   0);
-    return more < 0 ? RETRY_NS : 0;
+    return more < 0 || !brought ? RETRY_NS : 0;
 }
 
 static bool take_prefetch(struct fl_mover *mover, struct prefetch *out) {

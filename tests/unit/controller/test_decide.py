@@ -69,6 +69,16 @@ def test_reasons(vm: VmSnapshot, flags: Flags, budget: int, reason: int) -> None
     assert decision.sentence.endswith(".")
 
 
+def test_an_age_that_scans_cannot_tell_is_said() -> None:
+    policy = load("version: 1\nclasses: {standard: {mode: enforce, min_idle_age: 1h}}")
+    frequent = replace(VM, bins=(Bin(0, 0), Bin(2550, 4 * GIB)))
+    decision = decide(policy, frequent, Flags())
+    assert (decision.budget_bytes, decision.reason) == (0, pb.REASON_NOTHING_COLD)
+    assert "idle for 1h, and ages are told up to 42m30s only" in decision.sentence
+    seldom = replace(VM, bins=(Bin(0, 4 * GIB), Bin(3570, 0)))
+    assert "ages are told" not in decide(policy, seldom, Flags()).sentence
+
+
 def test_floor_counts_what_the_guest_filled() -> None:
     policy = load("version: 1\nclasses: {standard: {mode: enforce, floor: 1GiB, cap: 100%}}")
     vm = replace(VM, resident_bytes=GIB + 64 * MIB, bins=(Bin(0, 0), Bin(120, GIB + 64 * MIB)))
