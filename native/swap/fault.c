@@ -19,8 +19,8 @@
 #include "swap/uffd.h"
 #include "track/age.h"
 
-#define MESSAGES 4u      /* read at once; few, so that threads share a burst */
-#define PENDING 256u     /* faults in hand that wait for an event or for another thread */
+#define MESSAGES 4u  /* read at once; few, so that threads share a burst */
+#define PENDING 256u /* faults in hand that wait for an event or for another thread */
 #define MANY_PENDING 64u
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
