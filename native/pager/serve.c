@@ -177,6 +177,7 @@ static int take_over(struct fl_vm *vm, const struct fl_options *options, struct 
     if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW && finish_attaching(vm, why))
         return -EPERM;
     atomic_store(&vm->vault.header->phase, FL_VAULT_REGISTERED);
+    atomic_store(&vm->remap_pending, 1); /* the predecessor may not have got to what the VMM unmapped */
     FL_COUNT(vm, recovered_pages, fixed);
     FL_COUNT(vm, takeovers, 1);
     fl_record(vm, FL_RECORD_TAKEOVER, FL_TIER_ZERO, start, fixed, 0, 0);

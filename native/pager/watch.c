@@ -64,7 +64,17 @@ static void inspect(struct fl_watch *watch, struct fl_vm *vm, uint64_t now_ns) {
     watch->next_inspection_ns = now_ns + (unsafe ? INSPECT_UNSAFE_NS : INSPECT_EVERY_NS);
 }
 
-/* Memory that was plugged out: nothing may depend on us when the VMM maps the file again somewhere. */
+static void count_memory(struct fl_vm *vm) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < fl_region_count(vm); i++)
+        bytes += atomic_load(&fl_region(vm, i)->gone) ? 0 : fl_region(vm, i)->length;
+    FL_SET(vm, memory_bytes, bytes);
+}
+
+/*
+ * Memory that was plugged out: nothing may depend on us when the VMM maps the file again somewhere. Again after a
+ * takeover, because the predecessor may have died in the middle; what was written back before costs nothing.
+ */
 static void write_back_unmapped(struct fl_vm *vm, struct fl_bringer *bringer) {
     for (uint32_t i = 0; i < fl_region_count(vm); i++) {
         struct fl_vault_region *region = fl_region(vm, i);
@@ -74,13 +84,15 @@ static void write_back_unmapped(struct fl_vm *vm, struct fl_bringer *bringer) {
         int error = fl_bring_into_file(bringer, i, &pages);
         fl_log(error ? FL_LOG_ERROR : FL_LOG_INFO, "region_closed", "\"region\":%u,\"pages_back\":%llu,\"errno\":%d", i,
                (unsigned long long)pages, -error);
-        if (error)
-            continue;
         FL_COUNT(vm, drained_pages, pages);
-        FL_UNCOUNT(vm, memory_bytes, region->length);
+        if (error) {
+            atomic_store(&vm->remap_pending, 1); /* tried again at the next step */
+            continue;
+        }
         close(vm->memory[i].fd);
         vm->memory[i].fd = -1;
     }
+    count_memory(vm);
 }
 
 /* Children of forks wait in faults of their own: when nothing is away any more they can be let go. */
