@@ -146,14 +146,17 @@ def _judge_vm(
     budget: session_pb2.Budget, times: int, facts: VmFacts, limits: Limits
 ) -> tuple[Grant, session_pb2.VmBudgetResult]:
     problem = _nonsense(budget, times, facts)
+    off = budget.mode == Mode.MODE_OFF or budget.reason == Reason.REASON_EXCLUDED
     if problem:
-        grant = Grant(Mode.MODE_OBSERVE, True, 0, 0, 0.0, Reason.REASON_INVALID, problem)
+        # Whatever else is wrong with it: what shall be left alone is not attached to for that.
+        mode = Mode.MODE_OFF if off else Mode.MODE_OBSERVE
+        grant = Grant(mode, not off, 0, 0, 0.0, Reason.REASON_INVALID, problem)
         return grant, _nack(facts.vm_id, Reason.REASON_INVALID, problem)
     if limits.denied(facts.names):
         sentence = f"denied in {limits.source}"
         grant = Grant(budget.mode, False, 0, 0, 0.0, Reason.REASON_LIMITED_LOCALLY, sentence)
         return grant, _nack(facts.vm_id, Reason.REASON_LIMITED_LOCALLY, sentence)
-    if budget.mode == Mode.MODE_OFF or budget.reason == Reason.REASON_EXCLUDED:
+    if off:
         reason = budget.reason or Reason.REASON_MODE
         grant = Grant(Mode.MODE_OFF, False, 0, 0, 0.0, reason, "the policy keeps it off")
         return grant, _ack(facts.vm_id, reason, "not attached", 0)

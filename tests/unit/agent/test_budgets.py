@@ -150,6 +150,13 @@ def test_off_and_excluded_are_not_attached_whatever_the_bytes(budget: Budget) ->
     assert (grant.attach, grant.bytes, grant.mode) == (False, 0, MODE_OFF)
 
 
+def test_nonsense_is_no_reason_to_attach_to_what_is_off() -> None:
+    excluded = Budget(vm_id="vm-1", mode=MODE_ENFORCE, reason=REASON_EXCLUDED, min_age_seconds=math.nan)
+    found = judged(a_set(excluded))
+    assert not found.results["vm-1"].accepted
+    assert (found.grants["vm-1"].attach, found.grants["vm-1"].mode) == (False, MODE_OFF)
+
+
 def test_local_limits_cut_and_are_named() -> None:
     limits = parse_limits("version: 1\nallow_evict: true\nmax_away: 25%\n", "limits.yaml")
     result = judged(a_set(enforce()), limits=limits).results["vm-1"]
