@@ -84,11 +84,12 @@ static int set_budget(struct fl_vm *vm, const struct fl_command *command, struct
 }
 
 static int detach(struct fl_vm *vm, struct fl_mover *mover, struct fl_reply *reply) {
-    if (FL_READ(vm, poisoned_pages)) {
+    /* The flag, not the count: a page may be lost whose poison could not be set. */
+    if (atomic_load(&vm->vault.header->corrupt)) {
         snprintf(
             reply->detail, sizeof(reply->detail),
-            "%llu pages are lost and poisoned; after detaching the guest could read zeros there: end the VM instead",
-            (unsigned long long)FL_READ(vm, poisoned_pages));
+            "%llu pages are lost (%llu poisoned); after detaching the guest could read zeros there: end the VM instead",
+            (unsigned long long)FL_READ(vm, checksum_errors), (unsigned long long)FL_READ(vm, poisoned_pages));
         return -EBADMSG;
     }
     fl_mover_detach(mover);

@@ -268,8 +268,18 @@ static uint64_t step(struct fl_mover *mover) {
     return pause < to_scan ? pause : to_scan;
 }
 
+/* Pages turned out to be lost while they were brought back for detaching: without us they could read as zeros. */
+static void stay_for_lost_pages(struct fl_mover *mover) {
+    if (atomic_load(&mover->detach) && atomic_load(&mover->vm->vault.header->corrupt) &&
+        atomic_exchange(&mover->detach, false))
+        fl_log_text(FL_LOG_ERROR, "detach_given_up",
+                    "pages of process %d are lost; after detaching the guest could read zeros there: end the VM instead",
+                    mover->vm->pid);
+}
+
 static enum fl_mover_end should_end(struct fl_mover *mover) {
     enum fl_mover_end end = FL_MOVER_RUNS;
+    stay_for_lost_pages(mover);
     pthread_mutex_lock(&mover->lock);
     if (atomic_load(&mover->vm->gone))
         end = FL_MOVER_VM_GONE;
