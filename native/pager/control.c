@@ -15,6 +15,8 @@
 #include "base/log.h"
 
 #define LEASE_MAX_NS (UINT64_C(3600) * FL_NS_PER_SECOND)
+#define SCAN_MS_MIN 100u /* as on the command line: each scan stops the VMM's main thread */
+#define SCAN_MS_MAX 3600000u
 
 enum { POLL_PIDFD, POLL_SIGNAL, POLL_MOVER, POLL_LISTENER, POLL_CLIENTS, POLL_COUNT = POLL_CLIENTS + FL_CLIENTS_MAX };
 
@@ -68,14 +70,20 @@ static int set_budget(struct fl_vm *vm, const struct fl_command *command, struct
                  (unsigned long long)(LEASE_MAX_NS / FL_NS_PER_SECOND));
         return -ERANGE;
     }
+    uint32_t interval_ms = command->scan_interval_ms;
+    if (interval_ms && (interval_ms < SCAN_MS_MIN || interval_ms > SCAN_MS_MAX)) {
+        snprintf(reply->detail, sizeof(reply->detail), "a scan every %u ms (%u to %u): nothing changed", interval_ms,
+                 SCAN_MS_MIN, SCAN_MS_MAX);
+        return -ERANGE;
+    }
     /* The old lease ends before the new amounts stand: at no moment is more allowed than either says. */
     atomic_store(&budget->lease_until_ns, 0);
     atomic_store(&budget->bytes, command->budget_bytes);
     atomic_store(&budget->rate_bytes, command->rate_bytes);
     atomic_store(&budget->min_age_scans, command->min_age_scans);
     uint64_t before = atomic_exchange(&budget->generation, command->generation);
-    if (command->scan_interval_ms)
-        atomic_store(&vm->vault.header->scan_interval_ms, command->scan_interval_ms);
+    if (interval_ms)
+        atomic_store(&vm->vault.header->scan_interval_ms, interval_ms);
     atomic_store(&budget->drain, 0);
     atomic_store(&budget->lease_until_ns, command->lease_ns ? now + command->lease_ns : 0);
     if (before != command->generation)
