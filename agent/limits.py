@@ -86,7 +86,7 @@ class LimitsDocument(_Strict):
     pool_max: Annotated[int, BeforeValidator(_bytes)] | None = None
     vm_pool_max: Annotated[int, BeforeValidator(_bytes)] | None = None
     stall_target: Annotated[int, BeforeValidator(_permille)] | None = None
-    fault_threads: Annotated[int, Field(ge=1, le=64)] | None = None
+    fault_threads: Annotated[int, Field(ge=1, le=16)] | None = None
     scan_interval: Annotated[float, BeforeValidator(_scan_seconds)] | None = None
     vms: dict[str, VmLimits] = Field(default_factory=dict, max_length=MAX_VMS)
 

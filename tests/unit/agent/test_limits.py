@@ -77,6 +77,7 @@ def test_denied_by_any_name_and_by_not_being_among_the_only_ones() -> None:
         ("version: 1\npool_max: 0\n", "pool_max"),
         ("version: 1\npool_max: 10%\n", "pool_max"),
         ("version: 1\nfault_threads: 0\n", "fault_threads"),
+        ("version: 1\nfault_threads: 17\n", "fault_threads"),
         ("version: 1\nscan_interval: 1ms\n", "scan_interval"),
         ("version: 1\nstall_target: 200%\n", "stall_target"),
         ("version: 1\nvms: {a: {floor: 1}}\n", "vms.a.floor"),
