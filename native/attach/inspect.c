@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "attach/attach.h"
+#include "attach/hugepages.h"
 #include "attach/proc.h"
 #include "attach/regions.h"
 
@@ -107,6 +108,14 @@ static int inspect_all(int pid, int ignore_pid, int deep, struct fl_inspection *
     error = fl_regions_find(pid, out, why);
     if (error) {
         return error;
+    }
+    char huge[FL_DETAIL_BYTES / 2];
+    if (fl_hugepages_for_shmem(FL_HUGEPAGES_FOLDER, huge, sizeof(huge))) {
+        return fl_refuse(
+            why, FL_REFUSAL_HUGETLB,
+            "this host may give guest memory huge pages (%s), which cannot be evicted in parts; write never "
+            "there and start the VM of pid %d anew",
+            huge, pid);
     }
     if (found.passthrough[0]) {
         return fl_refuse(why, FL_REFUSAL_PASSTHROUGH,

@@ -45,7 +45,7 @@ enum fl_refusal {
     FL_REFUSAL_PERMISSION = 10,      /* this process may not trace the VMM or open userfaultfd */
     FL_REFUSAL_KERNEL = 11,          /* the kernel lacks a feature that is needed */
     FL_REFUSAL_VAULT_INVALID = 12,   /* a vault is there, but truncated, damaged or of another version */
-    FL_REFUSAL_HUGETLB = 13,         /* guest memory is hugetlbfs */
+    FL_REFUSAL_HUGETLB = 13,         /* on hugetlbfs, or the host may give it huge pages */
     FL_REFUSAL_STUCK = 14,           /* the VMM's main thread did not stop in time; try again */
     FL_REFUSAL_LIMIT = 15,           /* more regions or memory than the vault can describe */
     FL_REFUSAL_INTERNAL = 16         /* anything else; the detail says what */

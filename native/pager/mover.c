@@ -272,9 +272,10 @@ static uint64_t step(struct fl_mover *mover) {
 static void stay_for_lost_pages(struct fl_mover *mover) {
     if (atomic_load(&mover->detach) && atomic_load(&mover->vm->vault.header->corrupt) &&
         atomic_exchange(&mover->detach, false))
-        fl_log_text(FL_LOG_ERROR, "detach_given_up",
-                    "pages of process %d are lost; after detaching the guest could read zeros there: end the VM instead",
-                    mover->vm->pid);
+        fl_log_text(
+            FL_LOG_ERROR, "detach_given_up",
+            "pages of process %d are lost; after detaching the guest could read zeros there: end the VM instead",
+            mover->vm->pid);
 }
 
 static enum fl_mover_end should_end(struct fl_mover *mover) {

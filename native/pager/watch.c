@@ -39,7 +39,8 @@ static bool memory_changed(struct fl_vm *vm) {
 
 /* What makes tiering unsafe while it lasts. A debugger or a busy moment does not. */
 static bool is_unsafe(uint32_t refusal) {
-    return refusal == FL_REFUSAL_PASSTHROUGH || refusal == FL_REFUSAL_LOCKED || refusal == FL_REFUSAL_OTHER_MAPPER;
+    return refusal == FL_REFUSAL_PASSTHROUGH || refusal == FL_REFUSAL_LOCKED || refusal == FL_REFUSAL_OTHER_MAPPER ||
+           refusal == FL_REFUSAL_HUGETLB;
 }
 
 static void inspect(struct fl_watch *watch, struct fl_vm *vm, uint64_t now_ns) {
