@@ -48,6 +48,11 @@ void fl_view_close(struct fl_view *view) {
     free(view);
 }
 
+static void at_least_zero(uint64_t *count) {
+    if ((int64_t)*count < 0)
+        *count = 0;
+}
+
 int fl_view_status(struct fl_view *view, struct fl_status *out) {
     struct fl_stats *stats = view->vault.stats;
     int holder = 0;
@@ -61,6 +66,11 @@ int fl_view_status(struct fl_view *view, struct fl_status *out) {
     }
     if (out->abi != FL_ABI)
         return -EPROTO;
+    /* A damaged entry cannot tell in which tier it was counted: what is shown is never negative. */
+    at_least_zero(&out->evicted_pages);
+    at_least_zero(&out->evicted_zero_pages);
+    at_least_zero(&out->evicted_same_pages);
+    at_least_zero(&out->evicted_ram_pages);
     out->now_ns = fl_now();
     out->pager_alive = fl_vault_holder(view->vmm_pid, &holder) == 0 && holder != 0;
     return 0;

@@ -204,9 +204,9 @@ static int punch_pages(struct fl_vm *vm, struct batch *batch, struct fl_evicted 
             if (failed) {
                 let_go(vm, batch, k, FL_TIER_ZERO);
             } else {
+                fl_count_away(vm, fl_entry_tier(mine), 1); /* before a fault can count it out again */
                 atomic_store_explicit(fl_slot(vm, batch->first + k), fl_entry_with_state(mine, FL_PAGE_EVICTED),
                                       memory_order_release);
-                fl_count_away(vm, fl_entry_tier(mine), 1);
                 done->pages++;
             }
         }
