@@ -28,7 +28,7 @@
     } while (0)
 
 #define VICTIM_PAGES_MAX 65536u
-#define VICTIM_THREADS_MAX 8u
+#define VICTIM_THREADS_MAX 256u
 
 enum victim_order { /* asked of the victim's main thread, answered by `answered` */
                     VICTIM_NOTHING = 0,
