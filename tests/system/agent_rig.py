@@ -118,9 +118,15 @@ class AgentRig:
         return self.wait_vm(name, lambda vm: vm["phase"] == "served" and vm["pager"]["pid"], "served")
 
     def wait_evicted(self, name: str, at_least_bytes: int) -> dict[str, Any]:
+        """Served by a living pager, and so much is away (which it may be before this agent's pager lives)."""
         return self.wait_vm(
             name,
-            lambda vm: vm["pager"] and vm["pager"]["evicted_bytes"] >= at_least_bytes,
+            lambda vm: (
+                vm["phase"] == "served"
+                and vm["pager"]
+                and vm["pager"]["pid"] > 1  # 0 would be our own process group to kill(2)
+                and vm["pager"]["evicted_bytes"] >= at_least_bytes
+            ),
             f"evicted by {at_least_bytes >> 20} MiB",
         )
 
