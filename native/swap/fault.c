@@ -92,11 +92,13 @@ static bool load(struct worker *worker, const struct fault *fault, uint32_t regi
         return false;
     uint8_t age = __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED);
     int error = fl_load(vm, region, page, mine, worker->buffer, &stored_bytes, &woken_ns);
-    if (error == -EAGAIN || error == -ENOMEM)
+    /* A damaged copy has been poisoned in the table; that the kernel knows too, and that the waiter is woken, the next look
+     * at the same fault sees to. */
+    if (error == -EAGAIN || error == -ENOMEM || error == -EBADMSG)
         return false;
     if (error == -ESRCH)
         atomic_store(&vm->gone, 1);
-    else if (error && error != -ENOENT && error != -EBADMSG)
+    else if (error && error != -ENOENT)
         fl_log_text(FL_LOG_ERROR, "load_failed", "UFFDIO_COPY of page %llu: %s; its vCPU waits",
                     (unsigned long long)page, strerror(-error));
     if (!error)
@@ -137,7 +139,7 @@ static bool repoison(struct fl_vm *vm, uint32_t region, uint64_t page) {
     if (error == -EEXIST)
         error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
     /* Without UFFDIO_POISON the vCPU waits for ever: a VM that hangs is better than one that reads a wrong byte. */
-    return error != -EAGAIN;
+    return error != -EAGAIN && error != -ENOMEM;
 }
 
 /* Flipped bits in the table: whatever the entry says, it is not to be believed, least of all that nothing is stored. */
@@ -145,7 +147,7 @@ static bool refuse_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_
     fl_entry shown = fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0);
     if (fl_swap_entry(vm, page, &entry, shown))
         fl_poison(vm, region, page, shown);
-    return true;
+    return false; /* until the waiter has its error: the kernel may refuse a poison as it may refuse a copy */
 }
 
 /* Answer one fault. false: not now, keep it. */
@@ -270,6 +272,9 @@ static void *serve(void *argument) {
             continue;
         answer_pending(worker);
         if (worker->pending_count) {
+            /* After an event the address space settles for a moment only, if the VMM frees memory page by page: no sleep. */
+            if (taken)
+                spins = 0;
             if (++spins < SPINS_BEFORE_SLEEP)
                 sched_yield();
             else

@@ -67,7 +67,7 @@ void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry)
     settle(vm, page, entry, FL_PAGE_POISONED);
     int error = fl_uffd_poison(vm, fl_address_of_page(vm, region, page));
     FL_COUNT(vm, checksum_errors, 1);
-    FL_COUNT(vm, poisoned_pages, error == 0);
+    FL_COUNT(vm, poisoned_pages, error != -ENOSYS); /* refused for now: the next fault repeats it */
     fl_count_away(vm, fl_entry_tier(entry) > FL_TIER_RAM ? FL_TIER_RAM : fl_entry_tier(entry), -1);
     fl_record(vm, FL_RECORD_ERROR, fl_entry_tier(entry), now, 1, FL_WHY_CORRUPT, page);
     if (FL_READ(vm, checksum_errors) > LOGGED_MAX)

@@ -169,16 +169,16 @@ static void *toucher(void *argument) {
 
 /* ---- the victim's main thread ------------------------------------------------------------------------------ */
 
-static void remove_pages(struct victim_shared *s, int fd) {
-    uint64_t offset = (uint64_t)s->first * PAGE, length = (uint64_t)s->count * PAGE;
-    for (uint32_t i = 0; i < s->count; i++)
-        lock_page(s, s->first + i);
+static void remove_pages(struct victim_shared *s, int fd, uint32_t first, uint32_t count) {
+    uint64_t offset = (uint64_t)first * PAGE, length = (uint64_t)count * PAGE;
+    for (uint32_t i = 0; i < count; i++)
+        lock_page(s, first + i);
     if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) ||
         madvise((void *)(uintptr_t)(atomic_load(&s->base) + offset), length, MADV_DONTNEED))
         _exit(98);
-    for (uint32_t i = 0; i < s->count; i++) {
-        s->generation[s->first + i] = 0;
-        unlock_page(s, s->first + i);
+    for (uint32_t i = 0; i < count; i++) {
+        s->generation[first + i] = 0;
+        unlock_page(s, first + i);
     }
 }
 
@@ -234,7 +234,7 @@ static void plug(bool in) {
 static void obey(struct victim_shared *s, int fd) {
     switch ((enum victim_order)atomic_load(&s->order)) {
     case VICTIM_REMOVE:
-        remove_pages(s, fd);
+        remove_pages(s, fd, s->first, s->count);
         break;
     case VICTIM_MOVE:
         move(s);
@@ -291,8 +291,11 @@ static void victim_main(struct victim_shared *s) {
     for (uint32_t i = 0; i < s->threads; i++)
         pthread_create(&threads[i], NULL, toucher, s);
     atomic_store(&s->ready, 1);
-    while (!atomic_load(&s->stop))
-        poll(NULL, 0, 20);
+    while (!atomic_load(&s->stop)) {
+        if (atomic_load(&s->churn))
+            remove_pages(s, fd, 0, 1);
+        poll(NULL, 0, atomic_load(&s->churn) ? 0 : 20);
+    }
     for (uint32_t i = 0; i < s->threads; i++)
         pthread_join(threads[i], NULL);
     pthread_join(threads[VICTIM_THREADS_MAX], NULL);

@@ -48,9 +48,10 @@ struct victim_shared {
     uint32_t pause_us;  /* between two touches of a thread */
     uint32_t hot_pages; /* threads stay within the first so many pages; 0: all */
     _Atomic(uint32_t) ready;
-    _Atomic(uint32_t) stop; /* threads end */
-    _Atomic(uint32_t) hold; /* threads pause */
-    _Atomic(uint32_t) held; /* how many do */
+    _Atomic(uint32_t) stop;  /* threads end */
+    _Atomic(uint32_t) hold;  /* threads pause */
+    _Atomic(uint32_t) held;  /* how many do */
+    _Atomic(uint32_t) churn; /* the main thread frees page 0 over and over: its address space is always changing */
     _Atomic(uint32_t) order, answered;
     uint32_t first, count;
     _Atomic(uint64_t) touches, writes, errors, sigbus;
