@@ -62,7 +62,7 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
         "frostline.vm.takeover.duration", "s", "How long the last pager took to serve", lambda s: s.takeover_ns / 1e9
     ),
     VmMetric("frostline.vm.attach.stop", "s", "How long attaching stopped the VMM", lambda s: s.attach_stop_ns / 1e9),
-    VmMetric("frostline.vm.zap.stop.max", "s", "Longest single chunk of a scan", lambda s: s.zap_stop_max_ns / 1e9),
+    VmMetric("frostline.vm.scan.stop.max", "s", "Longest single chunk of a scan", lambda s: s.scan_stop_max_ns / 1e9),
     VmMetric("frostline.vm.scan.interval", "s", "Time between scans", lambda s: s.scan_interval_ns / 1e9),
     VmMetric("frostline.vm.scan.duration", "s", "How long the last scan took", lambda s: s.last_scan_took_ns / 1e9),
     VmMetric(

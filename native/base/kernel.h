@@ -22,6 +22,36 @@ struct uffdio_poison {
 #define UFFDIO_POISON _IOWR(UFFDIO, _UFFDIO_POISON, struct uffdio_poison)
 #endif
 
+#ifndef UFFDIO_CONTINUE
+#define _UFFDIO_CONTINUE 0x07
+struct uffdio_continue {
+    struct uffdio_range range;
+    __u64 mode;
+    __s64 mapped;
+};
+#define UFFDIO_CONTINUE _IOWR(UFFDIO, _UFFDIO_CONTINUE, struct uffdio_continue)
+#endif
+
+#ifndef UFFDIO_RWPROTECT
+#define UFFD_FEATURE_RWP (1 << 17)
+#define UFFD_FEATURE_RWP_ASYNC (1 << 18)
+#define UFFD_PAGEFAULT_FLAG_RWP (1 << 3)
+#define UFFDIO_REGISTER_MODE_RWP ((__u64)1 << 3)
+#define _UFFDIO_RWPROTECT 0x09
+#define _UFFDIO_SET_MODE 0x0A
+#define UFFDIO_RWPROTECT_MODE_RWP ((__u64)1 << 0)
+struct uffdio_rwprotect {
+    struct uffdio_range range;
+    __u64 mode;
+};
+#define UFFDIO_RWPROTECT _IOWR(UFFDIO, _UFFDIO_RWPROTECT, struct uffdio_rwprotect)
+struct uffdio_set_mode {
+    __u64 enable;
+    __u64 disable;
+};
+#define UFFDIO_SET_MODE _IOW(UFFDIO, _UFFDIO_SET_MODE, struct uffdio_set_mode)
+#endif
+
 #ifndef PAGEMAP_SCAN
 #define PAGE_IS_PRESENT (1 << 3)
 struct page_region {
@@ -44,6 +74,10 @@ struct pm_scan_arg {
     __u64 return_mask;
 };
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#endif
+
+#ifndef PAGE_IS_ACCESSED
+#define PAGE_IS_ACCESSED (1 << 9)
 #endif
 
 #ifndef MADV_POPULATE_WRITE

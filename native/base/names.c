@@ -40,6 +40,17 @@ static const char *const why_names[] = {
     [FL_WHY_DRAIN] = "drain",         [FL_WHY_UNSAFE] = "unsafe",
 };
 
+static const char *const tracker_names[] = {
+    [FL_TRACKER_NONE] = "none", [FL_TRACKER_RWP] = "rwp",     [FL_TRACKER_ZAP] = "zap",
+    [FL_TRACKER_IDLE] = "idle", [FL_TRACKER_DAMON] = "damon",
+};
+
+static const char *const freeze_names[] = {
+    [FL_FREEZE_NONE] = "none",
+    [FL_FREEZE_WP] = "wp",
+    [FL_FREEZE_RWP] = "rwp",
+};
+
 static const uint32_t age_bin_edges[FL_AGE_BINS] = {0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 255};
 
 static const char *name_of(const char *const *names, size_t count, uint32_t number) {
@@ -56,6 +67,14 @@ const char *fl_state_name(uint32_t state) {
 
 const char *fl_why_name(uint32_t why) {
     return name_of(why_names, COUNT(why_names), why);
+}
+
+const char *fl_tracker_name(uint32_t tracker) {
+    return name_of(tracker_names, COUNT(tracker_names), tracker);
+}
+
+const char *fl_freeze_name(uint32_t freeze) {
+    return name_of(freeze_names, COUNT(freeze_names), freeze);
 }
 
 uint32_t fl_age_bin_edge(uint32_t bin) {

@@ -25,7 +25,7 @@
 #include "base/refused.h"
 
 #define FL_VAULT_MAGIC UINT64_C(0x746c7561765f4c46) /* "FL_vault" */
-#define FL_VAULT_VERSION 1
+#define FL_VAULT_VERSION 2
 #define FL_VAULT_HEADER_BYTES UINT64_C(65536)
 #define FL_VAULT_MAX_PAGES (UINT64_C(1) << 30) /* 4 TiB of guest memory */
 
@@ -76,6 +76,8 @@ struct fl_vault_header {
     _Atomic(uint32_t) unsafe;        /* enum fl_refusal found after attaching */
     _Atomic(uint32_t) scan_interval_ms;
     _Atomic(uint32_t) pager_pid;
+    _Atomic(uint32_t) freeze;        /* enum fl_freeze: how the regions are registered */
+    _Atomic(uint64_t) uffd_features; /* that the userfaultfd was set up with: fixed for its life */
     /* Range that our own zap is dropping (swap/event.h); end 0: none. */
     _Atomic(uint64_t) zap_start;
     _Atomic(uint64_t) zap_end;

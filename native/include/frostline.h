@@ -17,13 +17,14 @@
 #include <stdint.h>
 
 /* cffi:begin */
-#define FL_ABI 1
+#define FL_ABI 2
 #define FL_PAGE_SIZE 4096
 #define FL_MAX_REGIONS 64
 #define FL_AGE_BINS 16
 #define FL_LATENCY_BUCKETS 64
 #define FL_DETAIL_BYTES 256
 #define FL_RECORDS_MAX 1024
+#define FL_TRACKERS 4
 
 /* Version of the library, e.g. "0.1.0". */
 const char *fl_version(void);
@@ -98,6 +99,37 @@ struct fl_kernel_features {
 /* Probe this host's kernel with throwaway descriptors; never compares versions. */
 int fl_probe_kernel(struct fl_kernel_features *out);
 
+/* Ways to see which pages are touched. */
+enum fl_tracker_kind {
+    FL_TRACKER_NONE = 0,
+    FL_TRACKER_RWP = 1,   /* userfaultfd read-write protection, async */
+    FL_TRACKER_ZAP = 2,   /* drop page table entries, see which come back */
+    FL_TRACKER_IDLE = 3,  /* ACCESS bits by the page_idle bitmap */
+    FL_TRACKER_DAMON = 4, /* ACCESS bits by DAMON's fvaddr operations */
+};
+/* "rwp", "zap", "idle", "damon"; "none" and "unknown" for other numbers. */
+const char *fl_tracker_name(uint32_t tracker);
+
+struct fl_tracker_probe {
+    uint32_t tracker;             /* enum fl_tracker_kind */
+    uint32_t possible;            /* 1: it can be used here */
+    char detail[FL_DETAIL_BYTES]; /* a sentence: what it gives, or what is missing and how to get it */
+};
+/*
+ * What each tracker would do for process `pid` (0: for any VM of this host), in the order in which a pager prefers
+ * them. Touches nothing. 0 or a negative errno.
+ */
+int fl_probe_trackers(int pid, struct fl_tracker_probe *out /* FL_TRACKERS of them */);
+
+/* How a page is held still while it is copied out; fixed by how its range is registered. */
+enum fl_freeze {
+    FL_FREEZE_NONE = 0,
+    FL_FREEZE_WP = 1,  /* write-protected: readers go on, a write cancels */
+    FL_FREEZE_RWP = 2, /* read-write-protected in sync mode: any touch cancels */
+};
+/* "wp", "rwp"; "none" and "unknown" for other numbers. */
+const char *fl_freeze_name(uint32_t freeze);
+
 /* ---- 2. View ---------------------------------------------------------------------------------------------- */
 
 enum fl_state {
@@ -157,6 +189,7 @@ struct fl_status {
     /* memory */
     uint64_t memory_bytes;   /* of all regions */
     uint64_t resident_bytes; /* in host RAM, as of the last scan */
+    uint64_t swapped_bytes;  /* of the VMM's memory swapped out by the host kernel itself, as of the last scan */
     uint64_t evicted_pages;
     uint64_t evicted_zero_pages;
     uint64_t evicted_same_pages;
@@ -171,7 +204,13 @@ struct fl_status {
     uint64_t last_scan_ns; /* time at its end */
     uint64_t last_scan_took_ns;
     uint64_t scan_failures;     /* void scans: ages did not move */
-    uint64_t zap_stop_max_ns;   /* longest single stop or chunk so far */
+    uint32_t tracker;           /* enum fl_tracker_kind in use */
+    uint32_t freeze;            /* enum fl_freeze in use */
+    uint64_t tracker_switches;  /* a tracker failed for good and the next one took over */
+    uint64_t arm_ns;            /* cumulative: time spent in arming */
+    uint64_t harvest_ns;        /* cumulative: time spent in harvesting */
+    uint64_t scan_stop_max_ns;  /* longest single stop or chunk of an arming so far */
+    uint64_t sync_max_ns;       /* FL_FREEZE_RWP: longest time in sync mode so far */
     uint64_t working_set_bytes; /* touched in the last 120 s */
     uint64_t resident_age_bytes[FL_AGE_BINS];
     uint64_t evicted_age_bytes[FL_AGE_BINS];
@@ -183,7 +222,8 @@ struct fl_status {
     uint64_t rejected_pages;      /* did not compress well enough */
     uint64_t faults;              /* pages loaded because touched */
     uint64_t zero_fills;          /* first touches of memory that was never there */
-    uint64_t write_faults;        /* touched while frozen, resolved by un-protecting */
+    uint64_t write_faults;        /* touched while protected, resolved by un-protecting */
+    uint64_t minor_faults;        /* in host RAM but not mapped in the VMM, resolved by mapping */
     uint64_t prefetched_pages;
     uint64_t drained_pages;
     uint64_t removed_pages; /* stored copies forgotten because the VMM freed the memory */

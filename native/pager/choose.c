@@ -64,7 +64,7 @@ static bool oldest_that_fit(const struct fl_age_counts *counts, uint64_t allowan
 static int find_candidates(struct fl_chooser *chooser, uint32_t region, uint64_t first, uint32_t count,
                            uint8_t threshold, uint64_t *candidates, uint32_t *found) {
     struct fl_vm *vm = chooser->vm;
-    uint64_t resident[WORDS], accessed[WORDS];
+    uint64_t resident[WORDS], accessed[WORDS], swapped;
     *found = 0;
     memset(candidates, 0, WORDS * sizeof(*candidates));
     for (uint32_t i = 0; i < count; i++) {
@@ -76,9 +76,9 @@ static int find_candidates(struct fl_chooser *chooser, uint32_t region, uint64_t
     }
     if (!*found)
         return 0;
-    int error = fl_age_resident(vm, region, first, count, resident);
+    int error = fl_age_resident(vm, region, first, count, resident, &swapped);
     if (!error)
-        error = chooser->ops->harvest(chooser->tracker, region, first, count, accessed);
+        error = fl_scanner_harvest(chooser->scanner, region, first, count, accessed);
     if (error)
         return error;
     *found = 0;
@@ -168,7 +168,7 @@ int fl_choose_bring(struct fl_chooser *chooser, uint64_t allowance, uint64_t *pa
             return 1;
         }
         uint64_t before = allowance;
-        int error = fl_bring_range(chooser->bringer, region, first, count, pass->threshold, &allowance, pages);
+        int error = fl_bring_range(chooser->bringer, region, first, count, pass->threshold, false, &allowance, pages);
         if (error)
             return error;
         if (!allowance && before)

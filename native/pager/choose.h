@@ -6,9 +6,9 @@
 #ifndef FL_PAGER_CHOOSE_H
 #define FL_PAGER_CHOOSE_H
 
+#include "pager/scan.h"
 #include "swap/bring.h"
 #include "swap/evict.h"
-#include "track/age.h"
 
 /* A walk over all pages with one age threshold. */
 struct fl_pass {
@@ -20,8 +20,7 @@ struct fl_pass {
 
 struct fl_chooser {
     struct fl_vm *vm;
-    const struct fl_tracker_ops *ops;
-    struct fl_tracker *tracker;
+    struct fl_scanner *scanner;
     struct fl_evictor *evictor;
     struct fl_bringer *bringer;
     struct fl_age_counts counts; /* as of the last scan, counted down as pages move */

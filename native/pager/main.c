@@ -30,6 +30,7 @@ static const char usage[] =
     "\n"
     "  --fault-threads N            threads that answer faults, 1 to 16 (2)\n"
     "  --scan-interval-ms N         time between two scans, 100 to 3600000 (10000, or what the vault says)\n"
+    "  --trackers LIST              rwp, zap, idle, damon in order of preference, or auto (auto)\n"
     "  --pool-max-bytes N           most host memory for compressed pages (no limit)\n"
     "  --stall-target-permille N    stall above which eviction is braked, 1 to 1000 (10)\n"
     "  --log-level L                debug, info, warning, error (info)\n"
@@ -55,12 +56,13 @@ static int bad_usage(const char *what) {
 
 /* -1: go on; else the exit code. */
 static int parse(int argc, char **argv, struct fl_options *options) {
-    enum { PID = 1, SOCKET, THREADS, INTERVAL, POOL, STALL, LEVEL, VERSION, HELP };
+    enum { PID = 1, SOCKET, THREADS, INTERVAL, TRACKERS, POOL, STALL, LEVEL, VERSION, HELP };
     static const struct option known[] = {
         {"pid", required_argument, NULL, PID},
         {"socket", required_argument, NULL, SOCKET},
         {"fault-threads", required_argument, NULL, THREADS},
         {"scan-interval-ms", required_argument, NULL, INTERVAL},
+        {"trackers", required_argument, NULL, TRACKERS},
         {"pool-max-bytes", required_argument, NULL, POOL},
         {"stall-target-permille", required_argument, NULL, STALL},
         {"log-level", required_argument, NULL, LEVEL},
@@ -71,6 +73,7 @@ static int parse(int argc, char **argv, struct fl_options *options) {
     enum fl_log_level level = FL_LOG_INFO;
     uint64_t number = 0;
     *options = (struct fl_options){.fault_threads = 2, .stall_target_permille = 10};
+    (void)fl_tracker_list_parse("auto", &options->trackers);
     for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         bool fine = true;
         switch (option) {
@@ -88,6 +91,9 @@ static int parse(int argc, char **argv, struct fl_options *options) {
         case INTERVAL:
             fine = parse_number(optarg, 100, 3600000, &number);
             options->scan_interval_ms = (uint32_t)number;
+            break;
+        case TRACKERS:
+            fine = fl_tracker_list_parse(optarg, &options->trackers);
             break;
         case POOL:
             fine = parse_number(optarg, 0, UINT64_MAX, &options->pool_max_bytes);
@@ -200,7 +206,7 @@ static int serve(struct fl_vm *vm, const struct fl_options *options, int signal_
     fl_log(FL_LOG_INFO, "serving", "\"memory_bytes\":%llu,\"evicted_pages\":%llu,\"takeovers\":%u,\"ready_us\":%llu",
            (unsigned long long)FL_READ(vm, memory_bytes), (unsigned long long)FL_READ(vm, evicted_pages),
            vm->vault.stats->status.takeovers, (unsigned long long)((fl_now() - started_ns) / FL_NS_PER_US));
-    error = fl_mover_start(vm, faults, options->stall_target_permille, &mover);
+    error = fl_mover_start(vm, faults, &options->trackers, options->stall_target_permille, &mover);
     if (error) {
         fl_log_text(FL_LOG_ERROR, "no_mover", "%s", strerror(-error));
         return FL_EXIT_FAILED;

@@ -13,6 +13,7 @@
 #include "pager/brake.h"
 #include "pager/choose.h"
 #include "pager/gauges.h"
+#include "pager/scan.h"
 #include "pager/watch.h"
 
 #define IDLE_NS (500 * FL_NS_PER_MS)       /* longest sleep without a reason */
@@ -26,6 +27,7 @@ struct prefetch {
 
 struct fl_mover {
     struct fl_vm *vm;
+    struct fl_scanner scanner;
     struct fl_chooser chooser;
     struct fl_brake brake;
     struct fl_watch watch;
@@ -41,7 +43,6 @@ struct fl_mover {
     struct prefetch prefetch[FL_PREFETCH_MAX];
 
     /* the mover's own */
-    bool armed;
     uint64_t next_scan_ns;
     uint64_t tokens_ns; /* when the rate's tokens were last topped up */
     double tokens;      /* bytes */
@@ -54,32 +55,16 @@ struct fl_mover {
 static void scan(struct fl_mover *mover) {
     struct fl_vm *vm = mover->vm;
     struct fl_chooser *chooser = &mover->chooser;
-    uint64_t start = fl_now(), stop_max_ns = 0;
-    int error = 0;
-    if (mover->armed) {
-        error = fl_age_scan(vm, chooser->ops, chooser->tracker, &chooser->counts);
-        if (!error)
-            fl_choose_restart(chooser);
-    }
-    bool harvested = mover->armed && !error;
-    if (!error)
-        error = chooser->ops->arm(chooser->tracker, &stop_max_ns);
-    mover->armed = !error;
+    uint64_t start = fl_now();
+    bool harvested = fl_scanner_scan(&mover->scanner, &chooser->counts);
     mover->next_scan_ns = start + atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS;
-    if (stop_max_ns > FL_READ(vm, zap_stop_max_ns))
-        FL_SET(vm, zap_stop_max_ns, stop_max_ns);
-    if (error) {
-        FL_COUNT(vm, scan_failures, 1);
-        fl_log_text(error == -ESRCH ? FL_LOG_DEBUG : FL_LOG_WARNING, "scan_void",
-                    "tracker %s on process %d: %s; ages did not move, the next scan tries again", chooser->ops->name,
-                    vm->pid, strerror(-error));
-    }
-    if (harvested) {
-        FL_COUNT(vm, scans, 1);
-        FL_SET(vm, last_scan_ns, fl_now());
-        FL_SET(vm, last_scan_took_ns, fl_now() - start);
-        fl_record(vm, FL_RECORD_SCAN, FL_TIER_ZERO, start, chooser->counts.accessed, FL_READ(vm, resident_bytes), 0);
-    }
+    if (!harvested)
+        return;
+    fl_choose_restart(chooser);
+    FL_COUNT(vm, scans, 1);
+    FL_SET(vm, last_scan_ns, fl_now());
+    FL_SET(vm, last_scan_took_ns, fl_now() - start);
+    fl_record(vm, FL_RECORD_SCAN, FL_TIER_ZERO, start, chooser->counts.accessed, FL_READ(vm, resident_bytes), 0);
 }
 
 /* ---- out -------------------------------------------------------------------------------------------------- */
@@ -205,7 +190,7 @@ static void prefetch(struct fl_mover *mover, struct prefetch range) {
         uint64_t from = range.first > first ? range.first : first;
         uint64_t to = range.first + range.count < end ? range.first + range.count : end;
         if (from < to && !atomic_load(&region->gone))
-            (void)fl_bring_range(mover->chooser.bringer, i, from, to - from, UINT8_MAX, &allowance, &pages);
+            (void)fl_bring_range(mover->chooser.bringer, i, from, to - from, UINT8_MAX, true, &allowance, &pages);
     }
     FL_COUNT(vm, prefetched_pages, pages);
     fl_record(vm, FL_RECORD_PREFETCH, FL_TIER_RAM, start, pages, pages * FL_PAGE_SIZE, range.first);
@@ -378,11 +363,9 @@ int fl_mover_event_fd(struct fl_mover *mover) {
     return mover->event_fd;
 }
 
-static int create_parts(struct fl_mover *mover, struct fl_fault_server *faults) {
+static int create_parts(struct fl_mover *mover) {
     struct fl_chooser *chooser = &mover->chooser;
-    int error = chooser->ops->create(mover->vm, faults, &chooser->tracker);
-    if (!error)
-        error = fl_evictor_create(mover->vm, &chooser->evictor);
+    int error = fl_evictor_create(mover->vm, &chooser->evictor);
     if (!error)
         error = fl_bringer_create(mover->vm, &chooser->bringer);
     return error;
@@ -392,7 +375,7 @@ static void destroy(struct fl_mover *mover) {
     struct fl_chooser *chooser = &mover->chooser;
     fl_bringer_destroy(chooser->bringer);
     fl_evictor_destroy(chooser->evictor);
-    chooser->ops->destroy(chooser->tracker);
+    fl_scanner_stop(&mover->scanner);
     pthread_cond_destroy(&mover->wake);
     pthread_mutex_destroy(&mover->lock);
     if (mover->event_fd >= 0)
@@ -400,8 +383,8 @@ static void destroy(struct fl_mover *mover) {
     free(mover);
 }
 
-int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, uint32_t stall_target_permille,
-                   struct fl_mover **out) {
+int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struct fl_tracker_list *trackers,
+                   uint32_t stall_target_permille, struct fl_mover **out) {
     struct fl_mover *mover = calloc(1, sizeof(*mover));
     if (!mover)
         return -ENOMEM;
@@ -413,16 +396,16 @@ int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, uint32_t st
     pthread_mutex_init(&mover->lock, NULL);
     mover->vm = vm;
     mover->chooser.vm = vm;
-    mover->chooser.ops = &fl_tracker_zap;
+    mover->chooser.scanner = &mover->scanner;
     mover->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     uint64_t now = fl_now(), last = FL_READ(vm, last_scan_ns);
     mover->tokens_ns = now;
     /* A successor keeps the rhythm: what its predecessor armed is harvested when it is due, not earlier. */
-    mover->armed = last != 0;
+    fl_scanner_start(&mover->scanner, vm, faults, trackers, last != 0);
     mover->next_scan_ns = last ? last + atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS : now;
     fl_brake_init(&mover->brake, stall_target_permille, now, FL_READ(vm, stall_ns));
     fl_watch_init(&mover->watch, now);
-    int error = mover->event_fd < 0 ? -errno : create_parts(mover, faults);
+    int error = mover->event_fd < 0 ? -errno : create_parts(mover);
     if (!error)
         error = -pthread_create(&mover->thread, NULL, run, mover);
     if (error) {

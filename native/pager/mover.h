@@ -8,6 +8,7 @@
 
 #include "swap/fault.h"
 #include "swap/vm.h"
+#include "track/track.h"
 
 #define FL_PREFETCH_MAX 64 /* ranges that may wait */
 
@@ -19,8 +20,8 @@ enum fl_mover_end {
 };
 
 struct fl_mover;
-int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, uint32_t stall_target_permille,
-                   struct fl_mover **out);
+int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struct fl_tracker_list *trackers,
+                   uint32_t stall_target_permille, struct fl_mover **out);
 /* Wait for the thread (it must have been told to release or detach, or the VM be gone). */
 void fl_mover_join(struct fl_mover *mover);
 

@@ -90,6 +90,16 @@ static int make_vault(struct fl_vm *vm, const struct fl_inspection *found, struc
     return 0;
 }
 
+/* How the regions should be registered: by what the first tracker that will work here needs. */
+static enum fl_freeze wanted_freeze(struct fl_vm *vm, const struct fl_options *options) {
+    uint32_t place = 0;
+    const struct fl_tracker_ops *ops;
+    do {
+        ops = fl_tracker_next(&options->trackers, &place, vm->pid, FL_FREEZE_NONE);
+    } while (ops && !fl_uffd_allows(vm, ops->freeze ? ops->freeze : FL_FREEZE_WP));
+    return ops && ops->freeze ? ops->freeze : FL_FREEZE_WP;
+}
+
 /* Whether a range is registered with a stranger's userfaultfd shows only on registering; undo all of it then. */
 static int attach(struct fl_vm *vm, const struct fl_inspection *found, const struct fl_options *options,
                   struct fl_refused *why) {
@@ -108,8 +118,10 @@ static int attach(struct fl_vm *vm, const struct fl_inspection *found, const str
         error = fl_uffd_setup(vm, why);
     if (!error)
         error = open_pool(vm, options->pool_max_bytes, why);
-    if (!error)
+    if (!error) {
+        fl_regions_freeze(vm, wanted_freeze(vm, options));
         error = fl_regions_update(vm, found, why);
+    }
     if (error) {
         fl_regions_unregister(vm);
         if (fl_attach_undo(vm->pid, attachment, vm->vault.fd, &undo_why))
@@ -156,6 +168,24 @@ static int finish_attaching(struct fl_vm *vm, struct fl_refused *why) {
 }
 
 /*
+ * The kernel changes from one kind of registration to the other only by way of none at all, and what is away would read
+ * as zeros then: only while nothing is.
+ */
+static int refreeze(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
+    enum fl_freeze wanted = wanted_freeze(vm, options);
+    if (wanted == vm->freeze)
+        return 0;
+    if (FL_READ(vm, evicted_pages)) {
+        fl_log_text(FL_LOG_WARNING, "freeze_stays",
+                    "memory of process %d is registered for %s and the tracker asked for needs %s: drain the VM first, "
+                    "then restart its pager",
+                    vm->pid, fl_freeze_name(vm->freeze), fl_freeze_name(wanted));
+        return 0;
+    }
+    return fl_regions_refreeze(vm, wanted, why);
+}
+
+/*
  * What is away must be served whatever else is the matter with the VMM, and soon: nothing is inspected here. The
  * mover looks at once whether the VM may still be tiered.
  */
@@ -171,8 +201,14 @@ static int take_over(struct fl_vm *vm, const struct fl_options *options, struct 
         close(fd);
         return -EPERM;
     }
-    if (borrow_again(vm, why) || fl_uffd_setup(vm, why) || open_pool(vm, options->pool_max_bytes, why) ||
-        fl_regions_adopt(vm, why) || fl_recover(vm, &fixed, why))
+    if (borrow_again(vm, why) || fl_uffd_setup(vm, why) || open_pool(vm, options->pool_max_bytes, why))
+        return -EPERM;
+    enum fl_freeze freeze = (enum fl_freeze)atomic_load(&vm->vault.header->freeze);
+    if (freeze != FL_FREEZE_NONE && !fl_uffd_allows(vm, freeze))
+        return fl_refuse(why, FL_REFUSAL_VAULT_INVALID, "the vault of process %d says freeze %u, which cannot be",
+                         vm->pid, freeze);
+    fl_regions_freeze(vm, freeze ? freeze : wanted_freeze(vm, options));
+    if (fl_regions_adopt(vm, why) || fl_recover(vm, &fixed, why) || refreeze(vm, options, why))
         return -EPERM;
     if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW && finish_attaching(vm, why))
         return -EPERM;
@@ -228,6 +264,11 @@ int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl
 
 void fl_serve_began(struct fl_vm *vm, uint64_t started_ns) {
     struct fl_status *status = &vm->vault.stats->status;
+    /* A predecessor may have ended in sync mode. Only now, that nothing of it is PUNCHING any more. */
+    int error = fl_uffd_sync(vm, false);
+    if (error && error != -ESRCH)
+        fl_log_text(FL_LOG_ERROR, "sync_mode_stays", "UFFDIO_SET_MODE to async on process %d: %s", vm->pid,
+                    strerror(-error));
     fl_regions_wake(vm);
     status->pager_started_ns = started_ns;
     status->takeover_ns = fl_now() - started_ns;

@@ -5,6 +5,7 @@
 
 #include "base/refused.h"
 #include "swap/vm.h"
+#include "track/track.h"
 
 struct fl_options {
     int vmm_pid;
@@ -13,6 +14,7 @@ struct fl_options {
     uint32_t scan_interval_ms;
     uint32_t stall_target_permille;
     uint64_t pool_max_bytes;
+    struct fl_tracker_list trackers;
 };
 
 /*

@@ -14,19 +14,23 @@ from frostline.native.constants import (
     LATENCY_BUCKET_EDGES_NS,
     PAGE_BYTES,
     CommandKind,
+    Freeze,
     PagerExit,
     RecordKind,
     Refusal,
     State,
+    Tracker,
     Why,
 )
 from frostline.native.inspection import (
     Inspection,
     KernelFeatures,
     Region,
+    TrackerProbe,
     inspect,
     library_version,
     probe_kernel,
+    probe_trackers,
 )
 from frostline.native.pager import Command, Pager, Reply
 from frostline.native.view import Record, Status, View, latency_percentile_ns
@@ -38,6 +42,7 @@ __all__ = [
     "PAGE_BYTES",
     "Command",
     "CommandKind",
+    "Freeze",
     "Inspection",
     "KernelFeatures",
     "NativeError",
@@ -50,10 +55,13 @@ __all__ = [
     "Reply",
     "State",
     "Status",
+    "Tracker",
+    "TrackerProbe",
     "View",
     "Why",
     "inspect",
     "latency_percentile_ns",
     "library_version",
     "probe_kernel",
+    "probe_trackers",
 ]

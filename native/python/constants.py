@@ -47,6 +47,32 @@ class Refusal(IntEnum):
         return cls.INTERNAL
 
 
+class Tracker(IntEnum):
+    """A way to see which pages are touched."""
+
+    NONE = lib.FL_TRACKER_NONE
+    RWP = lib.FL_TRACKER_RWP
+    ZAP = lib.FL_TRACKER_ZAP
+    IDLE = lib.FL_TRACKER_IDLE
+    DAMON = lib.FL_TRACKER_DAMON
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+class Freeze(IntEnum):
+    """How a page is held still while it is copied out."""
+
+    NONE = lib.FL_FREEZE_NONE
+    WP = lib.FL_FREEZE_WP
+    RWP = lib.FL_FREEZE_RWP
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
 class State(IntEnum):
     """State of a VM's pager."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from frostline.native.binding import check, ffi, lib, text
-from frostline.native.constants import Refusal
+from frostline.native.constants import Refusal, Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,15 @@ class KernelFeatures:
     raw_features: int
 
 
+@dataclass(frozen=True, slots=True)
+class TrackerProbe:
+    """Whether a tracker can be used; ``detail`` says what it gives, or what is missing."""
+
+    tracker: Tracker
+    possible: bool
+    detail: str
+
+
 def library_version() -> str:
     """Version of the C library, e.g. ``0.1.0``."""
     return text(lib.fl_version())
@@ -94,3 +103,14 @@ def probe_kernel() -> KernelFeatures:
     found = {field.name: bool(getattr(out, field.name)) for field in fields(KernelFeatures)}
     found.pop("raw_features")
     return KernelFeatures(**found, raw_features=out.raw_features)
+
+
+def probe_trackers(pid: int = 0) -> tuple[TrackerProbe, ...]:
+    """What each tracker would do for a process (0: for any VM of this host), the preferred one first."""
+    out = ffi.new("struct fl_tracker_probe[]", lib.FL_TRACKERS)
+    check(lib.fl_probe_trackers(pid, out), f"cannot probe the trackers for process {pid}")
+    return tuple(
+        TrackerProbe(tracker=Tracker(probe.tracker), possible=bool(probe.possible), detail=text(probe.detail))
+        for probe in out
+        if probe.tracker
+    )

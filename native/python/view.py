@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from frostline.native.binding import NativeError, check, ffi, lib
-from frostline.native.constants import PAGE_BYTES, RECORDS_MAX, RecordKind, Refusal, State, Why
+from frostline.native.constants import PAGE_BYTES, RECORDS_MAX, Freeze, RecordKind, Refusal, State, Tracker, Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Status:
     brake_permille: int
     memory_bytes: int
     resident_bytes: int
+    swapped_bytes: int
     evicted_pages: int
     evicted_zero_pages: int
     evicted_same_pages: int
@@ -50,7 +51,13 @@ class Status:
     last_scan_ns: int
     last_scan_took_ns: int
     scan_failures: int
-    zap_stop_max_ns: int
+    tracker: Tracker
+    freeze: Freeze
+    tracker_switches: int
+    arm_ns: int
+    harvest_ns: int
+    scan_stop_max_ns: int
+    sync_max_ns: int
     working_set_bytes: int
     resident_age_bytes: tuple[int, ...]
     evicted_age_bytes: tuple[int, ...]
@@ -61,6 +68,7 @@ class Status:
     faults: int
     zero_fills: int
     write_faults: int
+    minor_faults: int
     prefetched_pages: int
     drained_pages: int
     removed_pages: int
@@ -102,7 +110,14 @@ class Record:
     generation: int
 
 
-_ENUMS: Final = {"state": State, "why": Why, "refusal": Refusal, "pager_alive": bool}
+_ENUMS: Final = {
+    "state": State,
+    "why": Why,
+    "refusal": Refusal,
+    "pager_alive": bool,
+    "tracker": Tracker,
+    "freeze": Freeze,
+}
 _ARRAYS: Final = frozenset({"resident_age_bytes", "evicted_age_bytes", "promotions", "fault_latency"})
 STATUS_FIELDS: Final[tuple[str, ...]] = tuple(field.name for field in fields(Status))
 RECORD_FIELDS: Final[tuple[str, ...]] = tuple(field.name for field in fields(Record))

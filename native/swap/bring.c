@@ -19,6 +19,7 @@ struct fl_bringer {
 
 struct run { /* adjacent pages, LOADING and ours, their content in the bringer's buffer */
     uint32_t region;
+    bool fresh;
     uint64_t first;
     uint32_t count;
     fl_entry entry[FL_BATCH_PAGES];
@@ -41,7 +42,10 @@ void fl_bringer_destroy(struct fl_bringer *bringer) {
 static void settle(struct fl_vm *vm, struct run *run, uint32_t from, uint32_t to, bool resident) {
     for (uint32_t i = from; i < to; i++) {
         fl_entry entry = run->entry[i];
-        fl_entry after = resident ? 0 : fl_entry_with_state(entry, FL_PAGE_EVICTED);
+        fl_entry after = resident ? fl_entry_make(FL_PAGE_RESIDENT, FL_TIER_BROUGHT, 0)
+                                  : fl_entry_with_state(entry, FL_PAGE_EVICTED);
+        if (resident && run->fresh)
+            __atomic_store_n(&vm->vault.ages[run->first + i], 0, __ATOMIC_RELAXED);
         atomic_store_explicit(fl_slot(vm, run->first + i), after, memory_order_release);
         if (resident) {
             fl_discard(vm, entry);
@@ -112,8 +116,8 @@ static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
 }
 
 int fl_bring_range(struct fl_bringer *bringer, uint32_t region, uint64_t first, uint64_t count, uint8_t max_age,
-                   uint64_t *allowance, uint64_t *pages) {
-    struct run run = {.region = region};
+                   bool fresh, uint64_t *allowance, uint64_t *pages) {
+    struct run run = {.region = region, .fresh = fresh};
     uint64_t end = first + count, page = first;
     while (page < end && *allowance) {
         run.first = page;

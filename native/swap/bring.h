@@ -11,12 +11,13 @@ void fl_bringer_destroy(struct fl_bringer *bringer);
 
 /*
  * Bring back what is away of pages [first, first + count) of `region`, adjacent pages by one call, but only those at
- * most `max_age` scans old and no more than *allowance pages (which is counted down). Adds to *pages.
+ * most `max_age` scans old and no more than *allowance pages (which is counted down). Adds to *pages. Their ages go on,
+ * for nobody has touched them; `fresh` makes them young, so that they stay for a while.
  * 0; -EAGAIN when the address space keeps changing; -ESRCH when the VMM ended. A damaged page is poisoned and
  * the rest goes on.
  */
 int fl_bring_range(struct fl_bringer *bringer, uint32_t region, uint64_t first, uint64_t count, uint8_t max_age,
-                   uint64_t *allowance, uint64_t *pages);
+                   bool fresh, uint64_t *allowance, uint64_t *pages);
 
 /*
  * Write what is away of a region that the VMM has unmapped back into its file, so that nothing depends on us any

@@ -40,6 +40,7 @@ enum fl_tier {
     FL_TIER_ZERO = 0,
     FL_TIER_SAME = 1,
     FL_TIER_RAM = 2,
+    FL_TIER_BROUGHT = 14,  /* RESIDENT only: brought back by us, not by a touch; until the next scan */
     FL_TIER_REJECTED = 15, /* RESIDENT only: did not compress well, left alone until it is touched */
 };
 

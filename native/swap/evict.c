@@ -13,6 +13,7 @@
 #include "swap/uffd.h"
 
 #define PROTECT_TRIES 50u
+#define SYNC_MAX_NS (4 * FL_NS_PER_MS) /* then sync mode is left: a batch more than that stays below 5 ms */
 
 struct fl_evictor {
     struct fl_vm *vm;
@@ -62,9 +63,19 @@ static int protect(struct fl_vm *vm, const struct batch *batch, bool on) {
     return error;
 }
 
-/* Lift the protection and wake; goes on until it is done, because waiters have nobody else. */
+/*
+ * Lift the protection and wake; goes on until it is done, because waiters have nobody else. Under RWP what stayed
+ * keeps its protection: it is what shows the next touch, and asynchronous again it makes nobody wait.
+ */
 static void release(struct fl_vm *vm, const struct batch *batch) {
     int error;
+    if (vm->freeze == FL_FREEZE_RWP) {
+        error = fl_uffd_wake(vm, fl_address_of_page(vm, batch->region, batch->first),
+                             (uint64_t)batch->count * FL_PAGE_SIZE);
+        if (error == -ESRCH)
+            atomic_store(&vm->gone, 1);
+        return;
+    }
     while ((error = protect(vm, batch, false)) == -EAGAIN && !atomic_load(&vm->gone))
         fl_sleep_ns(FL_NS_PER_MS);
     if (error == -ESRCH)
@@ -239,9 +250,34 @@ static int evict_batch(struct fl_evictor *evictor, struct batch *batch, struct f
     return error;
 }
 
+/* ---- sync mode, for FL_FREEZE_RWP only ---- */
+
+static int enter_sync(struct fl_vm *vm, uint64_t *since_ns) {
+    int error = fl_uffd_sync(vm, true);
+    *since_ns = fl_now();
+    return error;
+}
+
+/* Goes on until it is done: in sync mode every touch of a cold page waits for us. */
+static void leave_sync(struct fl_vm *vm, uint64_t since_ns) {
+    int error;
+    while ((error = fl_uffd_sync(vm, false)) && error != -ESRCH && !atomic_load(&vm->gone)) {
+        fl_log_text(FL_LOG_ERROR, "sync_mode_stays", "UFFDIO_SET_MODE back to async on process %d: %s", vm->pid,
+                    strerror(-error));
+        fl_sleep_ns(FL_NS_PER_MS);
+    }
+    uint64_t took = fl_now() - since_ns;
+    if (vm->freeze == FL_FREEZE_RWP && took > FL_READ(vm, sync_max_ns))
+        FL_SET(vm, sync_max_ns, took);
+}
+
 int fl_evict_window(struct fl_evictor *evictor, uint32_t region, uint64_t first, uint32_t count,
                     const uint64_t *candidates, struct fl_evicted *done) {
-    int error = 0;
+    struct fl_vm *vm = evictor->vm;
+    uint64_t since_ns;
+    int error = enter_sync(vm, &since_ns);
+    if (error)
+        return error;
     for (uint32_t i = 0; i < count && !error;) {
         if (!(candidates[i / 64] >> (i % 64) & 1)) {
             i++;
@@ -253,6 +289,11 @@ int fl_evict_window(struct fl_evictor *evictor, uint32_t region, uint64_t first,
             i++;
         }
         error = evict_batch(evictor, &batch, done);
+        if (!error && vm->freeze == FL_FREEZE_RWP && fl_now() - since_ns > SYNC_MAX_NS) {
+            leave_sync(vm, since_ns);
+            error = enter_sync(vm, &since_ns);
+        }
     }
+    leave_sync(vm, since_ns);
     return error;
 }

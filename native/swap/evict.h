@@ -6,6 +6,9 @@
  *   PUNCHING  the copy is complete and named by the table: from here on a kill loses nothing
  *   EVICTED   the hole is there; the next touch faults and is served from the copy
  *
+ * Frozen by WP, readers go on and a write cancels. Frozen by RWP, every touch cancels, and the whole VM is in sync mode
+ * meanwhile, for at most 5 ms at a time.
+ *
  * Reading goes through read(2) on our own descriptor, never through a mapping: a read of a hole gives zeros and leaves
  * the hole a hole.
  */

@@ -27,10 +27,12 @@
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
 
+enum fault_kind { FAULT_MISSING, FAULT_MINOR, FAULT_PROTECTED };
+
 struct fault {
     uint64_t address;
     uint64_t read_ns;
-    bool write_protect;
+    enum fault_kind kind;
 };
 
 struct worker {
@@ -106,6 +108,25 @@ static bool load(struct worker *worker, const struct fault *fault, uint32_t regi
     return true;
 }
 
+static int resolve(struct fl_vm *vm, uint64_t address, enum fault_kind kind) {
+    int error = 0;
+    switch (kind) {
+    case FAULT_MISSING:
+        error = fl_uffd_zero(vm, address);
+        FL_COUNT(vm, zero_fills, error == 0);
+        break;
+    case FAULT_MINOR:
+        error = fl_uffd_continue(vm, address);
+        FL_COUNT(vm, minor_faults, error == 0);
+        break;
+    case FAULT_PROTECTED:
+        error = fl_uffd_protect(vm, address, FL_PAGE_SIZE, false);
+        FL_COUNT(vm, write_faults, error == 0);
+        break;
+    }
+    return error;
+}
+
 /*
  * The page is in the VMM's file, or was never there. It is taken as BUSY so that no eviction can slip in between the
  * look and the act: without that, zeros could land in a hole that was punched a moment ago.
@@ -116,14 +137,11 @@ static bool settle_resident(struct worker *worker, const struct fault *fault, ui
     if (!fl_swap_entry(vm, page, &entry, fl_entry_make(FL_PAGE_BUSY, FL_TIER_ZERO, 0)))
         return false;
     uint64_t address = fl_address_of_page(vm, region, page);
-    int error = fault->write_protect ? fl_uffd_protect(vm, address, FL_PAGE_SIZE, false) : fl_uffd_zero(vm, address);
-    if (error == -EEXIST) {
+    int error = resolve(vm, address, fault->kind);
+    /* Mapped, filled or punched since: the waiter looks again, and says so if it is still in want of something. */
+    if (error == -EEXIST || error == -EFAULT) {
         error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
         FL_COUNT(vm, stale_messages, 1);
-    } else if (!error && fault->write_protect) {
-        FL_COUNT(vm, write_faults, 1);
-    } else if (!error) {
-        FL_COUNT(vm, zero_fills, 1);
     }
     __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
     atomic_store_explicit(fl_slot(vm, page), 0, memory_order_release);
@@ -168,7 +186,7 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     case FL_PAGE_EVICTED:
         return load(worker, fault, region, page, entry);
     case FL_PAGE_FREEZING:
-        if (fault->write_protect)
+        if (fault->kind != FAULT_MISSING)
             FL_COUNT(vm, evictions_cancelled, 1);
         return settle_resident(worker, fault, region, page, entry);
     case FL_PAGE_RESIDENT:
@@ -196,6 +214,12 @@ static void answer_pending(struct worker *worker) {
     }
 }
 
+static enum fault_kind kind_of(uint64_t flags) {
+    if (flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_RWP))
+        return FAULT_PROTECTED;
+    return flags & UFFD_PAGEFAULT_FLAG_MINOR ? FAULT_MINOR : FAULT_MISSING;
+}
+
 /*
  * Read what is there, act on events at once (COPY answers EAGAIN until they are read), queue faults. The kernel hands
  * out faults before events, so reading must go on however many faults wait already: they wait for the event behind them.
@@ -220,7 +244,7 @@ static int read_messages(struct worker *worker) {
         worker->pending[worker->pending_count++] = (struct fault){
             .address = message->arg.pagefault.address,
             .read_ns = now,
-            .write_protect = message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+            .kind = kind_of(message->arg.pagefault.flags),
         };
     }
     return (int)count;

@@ -41,9 +41,23 @@ void fl_regions_close(struct fl_vm *vm) {
     }
 }
 
+void fl_regions_freeze(struct fl_vm *vm, enum fl_freeze freeze) {
+    vm->freeze = freeze;
+    atomic_store(&vm->vault.header->freeze, freeze);
+    FL_SET(vm, freeze, freeze);
+}
+
 static int register_region(struct fl_vm *vm, uint32_t index, struct fl_refused *why) {
     struct fl_vault_region *region = fl_region(vm, index);
     int error = fl_uffd_register(vm, atomic_load(&region->vmm_addr), region->length);
+    if (error == -EINVAL && vm->freeze == FL_FREEZE_RWP && fl_region_count(vm) == 0) {
+        fl_log_text(FL_LOG_WARNING, "no_rwp",
+                    "UFFDIO_REGISTER MISSING|MINOR|RWP on process %d: %s, though the kernel offers it; registering for "
+                    "WP instead",
+                    vm->pid, strerror(EINVAL));
+        fl_regions_freeze(vm, FL_FREEZE_WP);
+        error = fl_uffd_register(vm, atomic_load(&region->vmm_addr), region->length);
+    }
     if (error == -EBUSY)
         return fl_refuse(
             why, FL_REFUSAL_FOREIGN_UFFD,
@@ -52,7 +66,8 @@ static int register_region(struct fl_vm *vm, uint32_t index, struct fl_refused *
             vm->pid, (unsigned long long)atomic_load(&region->vmm_addr));
     if (error)
         return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_KERNEL,
-                         "UFFDIO_REGISTER MISSING|WP on process %d, %#llx + %llu bytes: %s", vm->pid,
+                         "UFFDIO_REGISTER MISSING and %s on process %d, %#llx + %llu bytes: %s",
+                         vm->freeze == FL_FREEZE_RWP ? "MINOR|RWP" : "WP", vm->pid,
                          (unsigned long long)atomic_load(&region->vmm_addr), (unsigned long long)region->length,
                          strerror(-error));
     return 0;
@@ -135,6 +150,15 @@ int fl_regions_adopt(struct fl_vm *vm, struct fl_refused *why) {
             return error;
     }
     return 0;
+}
+
+int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why) {
+    int error = 0;
+    fl_regions_unregister(vm);
+    fl_regions_freeze(vm, freeze);
+    for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++)
+        error = atomic_load(&fl_region(vm, i)->gone) ? 0 : register_region(vm, i, why);
+    return error;
 }
 
 void fl_regions_unregister(struct fl_vm *vm) {

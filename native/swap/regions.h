@@ -10,6 +10,9 @@
 int fl_region_open(struct fl_vm *vm, uint32_t region);
 void fl_regions_close(struct fl_vm *vm);
 
+/* How regions are registered from now on; kept in the vault. Nothing may be registered yet, or nothing away. */
+void fl_regions_freeze(struct fl_vm *vm, enum fl_freeze freeze);
+
 /*
  * Take in the regions that `found` has and the vault has not (memory that was plugged in), and register them.
  * 0, or -EPERM with the reason; regions taken in before stay.
@@ -18,6 +21,9 @@ int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struc
 
 /* Open and register again what an earlier pager had: registering twice changes nothing. */
 int fl_regions_adopt(struct fl_vm *vm, struct fl_refused *why);
+
+/* Register everything anew for another kind of freeze. Nothing is away and no fault thread runs. */
+int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why);
 
 /* Unregister everything. The caller has brought everything back. */
 void fl_regions_unregister(struct fl_vm *vm);

@@ -9,38 +9,46 @@
 #define EVENTS \
     (UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_FORK)
 #define NEEDED (EVENTS | UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+#define FOR_RWP (UFFD_FEATURE_RWP | UFFD_FEATURE_RWP_ASYNC | UFFD_FEATURE_MINOR_SHMEM)
 
 static int call(struct fl_vm *vm, unsigned long request, void *argument) {
     return ioctl(vm->uffd, request, argument) ? -errno : 0;
 }
 
 int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why) {
-    struct uffdio_api api = {.api = UFFD_API, .features = NEEDED | UFFD_FEATURE_POISON};
-    int error = call(vm, UFFDIO_API, &api);
-    if (error == -EINVAL) { /* set up before, or no POISON */
-        api = (struct uffdio_api){.api = UFFD_API, .features = NEEDED};
+    /* From most to least. A set that the kernel does not know leaves the descriptor as it was. */
+    static const uint64_t sets[] = {NEEDED | UFFD_FEATURE_POISON | FOR_RWP, NEEDED | UFFD_FEATURE_POISON, NEEDED};
+    int error = -EINVAL;
+    for (size_t i = 0; i < sizeof(sets) / sizeof(sets[0]) && error == -EINVAL; i++) {
+        struct uffdio_api api = {.api = UFFD_API, .features = sets[i]};
         error = call(vm, UFFDIO_API, &api);
+        if (!error)
+            atomic_store(&vm->vault.header->uffd_features, sets[i]);
     }
-    if (error == -EINVAL) {
-        /* Set up before looks the same as unsupported; a register by a descriptor that is not set up gives EINVAL
-         * too, so the caller's next step decides. Features are taken from the vault's owner: ours. */
-        vm->uffd_features = NEEDED | UFFD_FEATURE_POISON;
-        return 0;
-    }
-    if (error)
+    /* Set up before looks the same as unsupported; a register by a descriptor that is not set up gives EINVAL too, so
+     * the caller's next step decides. A predecessor that died in between has left no word: RWP is not sure then. */
+    if (error == -EINVAL && !atomic_load(&vm->vault.header->uffd_features))
+        atomic_store(&vm->vault.header->uffd_features, NEEDED | UFFD_FEATURE_POISON);
+    if (error && error != -EINVAL)
         return fl_refuse(why, error == -EPERM ? FL_REFUSAL_PERMISSION : FL_REFUSAL_KERNEL,
                          "UFFDIO_API with shmem MISSING, WP and events on process %d: %s; run as root on a kernel with "
                          "CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP",
                          vm->pid, strerror(-error));
-    vm->uffd_features = api.features;
+    vm->uffd_features = atomic_load(&vm->vault.header->uffd_features);
     return 0;
+}
+
+bool fl_uffd_allows(const struct fl_vm *vm, enum fl_freeze freeze) {
+    return freeze == FL_FREEZE_WP || (freeze == FL_FREEZE_RWP && (vm->uffd_features & FOR_RWP) == FOR_RWP);
 }
 
 int fl_uffd_register(struct fl_vm *vm, uint64_t address, uint64_t length) {
     struct uffdio_register argument = {
         .range = {.start = address, .len = length},
-        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
     };
+    argument.mode |=
+        vm->freeze == FL_FREEZE_RWP ? UFFDIO_REGISTER_MODE_RWP | UFFDIO_REGISTER_MODE_MINOR : UFFDIO_REGISTER_MODE_WP;
     return call(vm, UFFDIO_REGISTER, &argument);
 }
 
@@ -62,12 +70,22 @@ int fl_uffd_zero(struct fl_vm *vm, uint64_t address) {
     return call(vm, UFFDIO_ZEROPAGE, &argument);
 }
 
+int fl_uffd_continue(struct fl_vm *vm, uint64_t address) {
+    struct uffdio_continue argument = {.range = {.start = address, .len = FL_PAGE_SIZE}};
+    return call(vm, UFFDIO_CONTINUE, &argument);
+}
+
 int fl_uffd_protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool protect) {
-    struct uffdio_writeprotect argument = {
-        .range = {.start = address, .len = length},
-        .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
-    };
-    return call(vm, UFFDIO_WRITEPROTECT, &argument);
+    struct uffdio_range range = {.start = address, .len = length};
+    struct uffdio_writeprotect wp = {.range = range, .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+    struct uffdio_rwprotect rwp = {.range = range, .mode = protect ? UFFDIO_RWPROTECT_MODE_RWP : 0};
+    return vm->freeze == FL_FREEZE_RWP ? call(vm, UFFDIO_RWPROTECT, &rwp) : call(vm, UFFDIO_WRITEPROTECT, &wp);
+}
+
+int fl_uffd_sync(struct fl_vm *vm, bool on) {
+    struct uffdio_set_mode mode = {.enable = on ? 0 : UFFD_FEATURE_RWP_ASYNC,
+                                   .disable = on ? UFFD_FEATURE_RWP_ASYNC : 0};
+    return vm->freeze == FL_FREEZE_RWP ? call(vm, UFFDIO_SET_MODE, &mode) : 0;
 }
 
 int fl_uffd_wake(struct fl_vm *vm, uint64_t address, uint64_t length) {

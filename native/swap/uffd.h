@@ -15,15 +15,27 @@
 
 /* Negotiate features on a fresh descriptor; on one that was set up by an earlier pager this changes nothing. */
 int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why);
-/* Register for MISSING and WP. -EBUSY: another userfaultfd has it. */
+/* Whether ranges can be registered for this kind of freeze: by what the descriptor was set up with. */
+bool fl_uffd_allows(const struct fl_vm *vm, enum fl_freeze freeze);
+/*
+ * Register for MISSING and what vm->freeze takes: WP; or RWP and MINOR, because RWP does not see the first touch of a
+ * page that is in the file and not mapped. -EBUSY: another userfaultfd has it, or it is registered for the other kind.
+ */
 int fl_uffd_register(struct fl_vm *vm, uint64_t address, uint64_t length);
 int fl_uffd_unregister(struct fl_vm *vm, uint64_t address, uint64_t length);
 /* Fill holes from `source` and wake; *done gets the bytes filled before an error. -EEXIST: a page is there. */
 int fl_uffd_copy(struct fl_vm *vm, uint64_t address, const void *source, uint64_t length, uint64_t *done);
 /* Fill one hole with zeros and wake. */
 int fl_uffd_zero(struct fl_vm *vm, uint64_t address);
-/* Protect against writes, or lift it and wake. */
+/* Map a page that is in the file, and wake. -EEXIST: it is mapped. -EFAULT: there is none. */
+int fl_uffd_continue(struct fl_vm *vm, uint64_t address);
+/* Protect against writes (FL_FREEZE_RWP: against every touch), or lift it and wake. */
 int fl_uffd_protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool protect);
+/*
+ * FL_FREEZE_RWP: in sync mode a touch of a protected page waits for us; otherwise the kernel lifts the protection
+ * itself. Ending it wakes every waiter. Takes the VMM's mmap lock for writing: once a window, not once a page.
+ */
+int fl_uffd_sync(struct fl_vm *vm, bool on);
 int fl_uffd_wake(struct fl_vm *vm, uint64_t address, uint64_t length);
 /* Touches of the hole get SIGBUS from now on. -ENOSYS when the kernel has no UFFDIO_POISON. */
 int fl_uffd_poison(struct fl_vm *vm, uint64_t address);

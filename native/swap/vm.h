@@ -44,7 +44,8 @@ struct fl_vm {
     int pidfd;
     int uffd;
     int pagemap_fd;
-    uint64_t uffd_features;
+    uint64_t uffd_features; /* what it was set up with */
+    enum fl_freeze freeze;  /* as in the vault */
     struct fl_vault vault;
     struct fl_pool *pool;
     struct fl_memory memory[FL_MAX_REGIONS]; /* index as in the vault's regions */

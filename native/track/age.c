@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 
@@ -18,15 +19,54 @@ uint32_t fl_age_bin(uint8_t age) {
     return bin;
 }
 
-int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident) {
+/* What is in host RAM. */
+static int find_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *cached) {
     uint8_t vector[FL_SCAN_PAGES];
     uint64_t skip = first - fl_region(vm, region)->first_page;
     if (mincore((uint8_t *)vm->memory[region].mapping + skip * FL_PAGE_SIZE, (size_t)count * FL_PAGE_SIZE, vector))
         return -errno;
-    memset(resident, 0, WORDS(count) * sizeof(*resident));
     for (uint32_t i = 0; i < count; i++)
-        resident[i / 64] |= (uint64_t)(vector[i] & 1) << (i % 64);
+        cached[i / 64] |= (uint64_t)(vector[i] & 1) << (i % 64);
     return 0;
+}
+
+/*
+ * What is in the file, but not in host RAM: swapped out by the host. Asked only of what is not cached, and holes are
+ * skipped in one call; a call that looks for the end of data instead would walk all of a full file, each time.
+ */
+static int find_swapped(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, const uint64_t *cached,
+                        uint64_t *swapped) {
+    int fd = vm->memory[region].fd;
+    off_t start = (off_t)fl_offset_of_page(vm, region, first);
+    for (uint32_t i = 0; i < count; i++) {
+        if (cached[i / 64] >> (i % 64) & 1)
+            continue;
+        off_t data = lseek(fd, start + (off_t)i * FL_PAGE_SIZE, SEEK_DATA);
+        if (data < 0)
+            return errno == ENXIO ? 0 : -errno; /* ENXIO: nothing up to the end of the file */
+        uint64_t at = (uint64_t)(data - start) / FL_PAGE_SIZE;
+        if (at >= count)
+            return 0;
+        if (!(cached[at / 64] >> (at % 64) & 1))
+            swapped[at / 64] |= UINT64_C(1) << (at % 64);
+        i = (uint32_t)at;
+    }
+    return 0;
+}
+
+int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident,
+                    uint64_t *swapped_pages) {
+    uint64_t swapped[WORDS(FL_SCAN_PAGES)] = {0};
+    memset(resident, 0, WORDS(count) * sizeof(*resident));
+    *swapped_pages = 0;
+    int error = find_cached(vm, region, first, count, resident);
+    if (!error)
+        error = find_swapped(vm, region, first, count, resident, swapped);
+    for (uint32_t word = 0; word < WORDS(count); word++) {
+        *swapped_pages += (uint64_t)__builtin_popcountll(swapped[word]);
+        resident[word] |= swapped[word];
+    }
+    return error;
 }
 
 static void age_page(struct fl_vm *vm, uint64_t page, bool resident, bool accessed, struct fl_age_counts *counts,
@@ -39,6 +79,11 @@ static void age_page(struct fl_vm *vm, uint64_t page, bool resident, bool access
         __atomic_store_n(&vm->vault.ages[page], older, __ATOMIC_RELAXED);
         counts->evicted[older]++;
         return;
+    }
+    bool brought = state == FL_PAGE_RESIDENT && fl_entry_tier(entry) == FL_TIER_BROUGHT;
+    if (brought) { /* what the tracker sees of it is our own doing */
+        (void)fl_swap_entry(vm, page, &entry, 0);
+        accessed = false;
     }
     if (!resident || accessed) {
         if (resident) {
@@ -64,9 +109,11 @@ static int age_region(struct fl_vm *vm, uint32_t region, const uint64_t *accesse
     uint64_t first = fl_region(vm, region)->first_page, pages = fl_region_pages(vm, region);
     for (uint64_t at = 0; at < pages; at += FL_SCAN_PAGES) {
         uint32_t count = pages - at < FL_SCAN_PAGES ? (uint32_t)(pages - at) : FL_SCAN_PAGES;
-        int error = fl_age_resident(vm, region, first + at, count, resident);
+        uint64_t swapped;
+        int error = fl_age_resident(vm, region, first + at, count, resident, &swapped);
         if (error)
             return error;
+        counts->swapped += swapped;
         for (uint32_t i = 0; i < count; i++)
             age_page(vm, first + at + i, resident[i / 64] >> (i % 64) & 1,
                      accessed[(at + i) / 64] >> ((at + i) % 64) & 1, counts, promotions);
@@ -103,7 +150,8 @@ static void publish(struct fl_vm *vm, const struct fl_age_counts *counts, const 
     atomic_fetch_add(&stats->sequence, 1);
     memcpy(stats->status.resident_age_bytes, resident, sizeof(resident));
     memcpy(stats->status.evicted_age_bytes, evicted, sizeof(evicted));
-    stats->status.resident_bytes = resident_pages * FL_PAGE_SIZE;
+    stats->status.resident_bytes = (resident_pages - counts->swapped) * FL_PAGE_SIZE;
+    stats->status.swapped_bytes = counts->swapped * FL_PAGE_SIZE;
     stats->status.working_set_bytes = working_set;
     stats->status.scan_interval_ns = interval_ns;
     atomic_fetch_add(&stats->sequence, 1);
@@ -114,7 +162,8 @@ int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tr
     uint32_t regions = fl_region_count(vm);
     uint64_t *accessed[FL_MAX_REGIONS] = {NULL};
     uint64_t promotions[256] = {0};
-    int error = 0;
+    uint64_t start_ns = fl_now();
+    int error = ops->collect ? ops->collect(tracker) : 0;
     /* Everything is harvested before anything moves: a scan that fails half-way must not age half of the VM. */
     for (uint32_t i = 0; i < regions && !error; i++) {
         if (atomic_load(&fl_region(vm, i)->gone))
@@ -122,6 +171,7 @@ int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tr
         accessed[i] = malloc(WORDS(fl_region_pages(vm, i)) * sizeof(uint64_t));
         error = accessed[i] ? harvest_region(vm, ops, tracker, i, accessed[i]) : -ENOMEM;
     }
+    FL_COUNT(vm, harvest_ns, fl_now() - start_ns);
     memset(counts, 0, sizeof(*counts));
     for (uint32_t i = 0; i < regions && !error; i++) {
         if (accessed[i])

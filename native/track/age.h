@@ -7,10 +7,11 @@
 
 /* Counts of pages by exact age, as of the last scan: what the choice of the coldest goes by. */
 struct fl_age_counts {
-    uint64_t resident[256];   /* in host RAM */
+    uint64_t resident[256];   /* in the VMM's file: in host RAM, or swapped out by the host */
     uint64_t candidates[256]; /* of these, the ones worth trying: not rejected */
     uint64_t evicted[256];
     uint64_t accessed;
+    uint64_t swapped; /* of the resident ones, swapped out by the host */
 };
 
 /* Bin of fl_age_bin_edge() that an age belongs to. */
@@ -24,7 +25,11 @@ uint32_t fl_age_bin(uint8_t age);
 int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
                 struct fl_age_counts *counts);
 
-/* Residency by the page cache, without touching anything: bit i of `resident` is page first + i. */
-int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident);
+/*
+ * What the VMM's file has, without touching anything: bit i of `resident` is page first + i. *swapped_pages gets how
+ * many of them the host has swapped out.
+ */
+int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident,
+                    uint64_t *swapped_pages);
 
 #endif

@@ -2,9 +2,14 @@
 /*
  * Trackers: ways to see which pages were accessed since the last arming. One interface, a file a tracker.
  * Ages and histograms (track/age.h) are made from what a tracker harvests and know nothing of how it saw.
+ *
+ * A scan is: collect, harvest of every part of every region, then arm. Between scans the chooser harvests single windows
+ * again, to leave out what was touched since.
  */
 #ifndef FL_TRACK_TRACK_H
 #define FL_TRACK_TRACK_H
+
+#include <stddef.h>
 
 #include "swap/vm.h"
 
@@ -14,22 +19,55 @@ struct fl_tracker;
 struct fl_fault_server;
 
 struct fl_tracker_ops {
-    const char *name;
+    enum fl_tracker_kind kind;
+    enum fl_freeze freeze; /* how ranges must be registered; FL_FREEZE_NONE: either way will do */
+    bool outlives_pager;   /* what one pager armed, the next one can harvest */
+    /*
+     * Whether it can be used here, for process `pid` or (0) for any; `detail` gets a sentence: what it gives, or what
+     * is missing. Changes nothing.
+     */
+    bool (*probe)(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes);
     /* `faults` answers the messages that arming may cause. 0 or a negative errno. */
     int (*create)(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out);
+    /* Disarm: what it changed on the host is put back as it was. NULL is harmless. */
     void (*destroy)(struct fl_tracker *tracker);
     /*
+     * NULL, or called once at the beginning of a scan: get what harvest() will tell. -ENODEV: this tracker is gone for
+     * good (somebody took its kernel interface away); any other negative errno: this scan is void.
+     */
+    int (*collect)(struct fl_tracker *tracker);
+    /*
      * Which of the pages [first, first + count) of `region`, count <= FL_SCAN_PAGES, were accessed since the last
-     * arming: bit i of `accessed` is page first + i. Does not change what it looks at. 0 or a negative errno.
+     * arming: bit i of `accessed` is page first + i. Does not change what it looks at. Errors as collect().
      */
     int (*harvest)(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
     /*
      * Make all accesses from now on visible, chunk by chunk so that no vCPU waits longer than 1 ms.
-     * *stop_max_ns gets the longest single stop. On error the scan is void: ages must not move.
+     * *stop_max_ns gets the longest single stop. On error the scan is void: ages must not move. Errors as collect().
      */
     int (*arm)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
 };
 
+extern const struct fl_tracker_ops fl_tracker_rwp;
 extern const struct fl_tracker_ops fl_tracker_zap;
+
+/* All there are, in the order in which they are preferred. */
+extern const struct fl_tracker_ops *const fl_trackers[FL_TRACKERS];
+
+/* An ordered choice of trackers, e.g. from the command line. */
+struct fl_tracker_list {
+    uint32_t count;
+    const struct fl_tracker_ops *ops[FL_TRACKERS];
+};
+
+/* "rwp,zap" or "auto". false: an unknown or doubled name, or none. */
+bool fl_tracker_list_parse(const char *text, struct fl_tracker_list *out);
+
+/*
+ * The first of the list from `*place` on that is possible for the VM and whose freeze fits (FL_FREEZE_NONE: any does);
+ * *place is moved behind it. NULL: none is left. What was passed over is logged with its reason.
+ */
+const struct fl_tracker_ops *fl_tracker_next(const struct fl_tracker_list *list, uint32_t *place, int pid,
+                                             enum fl_freeze freeze);
 
 #endif

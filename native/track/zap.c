@@ -13,12 +13,11 @@
 
 #include "attach/gate.h"
 #include "base/clock.h"
-#include "base/kernel.h"
 #include "swap/event.h"
 #include "swap/fault.h"
+#include "track/pagemap.h"
 #include "track/track.h"
 
-#define RUNS 512u               /* runs of present pages taken from the kernel by one call */
 #define CHUNK_PAGES_FIRST 2048u /* present pages dropped by one call; adapts to what it takes */
 #define CHUNK_PAGES_MIN 512u    /* about 0.1 ms; below, the stops cost more than the chunks */
 #define CHUNK_PAGES_MAX 8192u
@@ -33,7 +32,7 @@ struct fl_tracker {
     struct fl_gate *gate;
     uint32_t chunk_pages;
     uint64_t stop_max_ns; /* of the arming under way */
-    struct page_region runs[RUNS];
+    struct fl_pagemap pagemap;
 };
 
 static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
@@ -60,43 +59,8 @@ static void destroy(struct fl_tracker *tracker) {
     free(tracker);
 }
 
-/*
- * Runs of present pages from *from up to `end`, into tracker->runs. Returns how many, or a negative errno; *from
- * is moved to where the walk ended.
- */
-static long present_runs(struct fl_tracker *tracker, uint64_t *from, uint64_t end) {
-    struct pm_scan_arg scan = {
-        .size = sizeof(scan),
-        .start = *from,
-        .end = end,
-        .vec = (uint64_t)(uintptr_t)tracker->runs,
-        .vec_len = RUNS,
-        .category_mask = PAGE_IS_PRESENT,
-        .return_mask = PAGE_IS_PRESENT,
-    };
-    long count = ioctl(tracker->vm->pagemap_fd, PAGEMAP_SCAN, &scan);
-    if (count < 0)
-        return -errno;
-    *from = scan.walk_end;
-    return count;
-}
-
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    uint64_t base = fl_address_of_page(tracker->vm, region, first);
-    uint64_t at = base, end = base + (uint64_t)count * FL_PAGE_SIZE;
-    memset(accessed, 0, (count + 63) / 64 * sizeof(*accessed));
-    while (at < end) {
-        long runs = present_runs(tracker, &at, end);
-        if (runs < 0)
-            return (int)runs;
-        for (long i = 0; i < runs; i++) {
-            uint64_t from = (tracker->runs[i].start - base) / FL_PAGE_SIZE;
-            uint64_t to = (tracker->runs[i].end - base) / FL_PAGE_SIZE;
-            for (uint64_t page = from; page < to; page++)
-                accessed[page / 64] |= UINT64_C(1) << (page % 64);
-        }
-    }
-    return 0;
+    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, PAGE_IS_PRESENT, region, first, count, accessed);
 }
 
 static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length) {
@@ -152,11 +116,11 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
     uint64_t end = at + fl_region(vm, region)->length;
     uint64_t start = 0, stop = 0, pages = 0;
     while (at < end) {
-        long runs = present_runs(tracker, &at, end);
+        long runs = fl_pagemap_runs(&tracker->pagemap, vm, PAGE_IS_PRESENT, &at, end);
         if (runs < 0)
             return (int)runs;
         for (long i = 0; i < runs; i++) {
-            uint64_t from = tracker->runs[i].start, to = tracker->runs[i].end;
+            uint64_t from = tracker->pagemap.runs[i].start, to = tracker->pagemap.runs[i].end;
             while (from < to) {
                 uint64_t room = tracker->chunk_pages > pages ? tracker->chunk_pages - pages : 1;
                 uint64_t take = (to - from) / FL_PAGE_SIZE < room ? (to - from) / FL_PAGE_SIZE : room;
@@ -188,8 +152,22 @@ static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     return error;
 }
 
+static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
+    (void)pid;
+    bool possible = kernel->wp_shmem && kernel->events && kernel->pagemap_scan;
+    snprintf(detail, bytes, "%s",
+             possible ? "exact to a page, KVM's mappings included; the VMM's main thread is stopped for some tens of "
+                        "microseconds a chunk, and each touched page costs the guest one fault a scan"
+                      : "needs userfaultfd WP on shmem with events and PAGEMAP_SCAN: Linux 6.7 or newer with "
+                        "CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP");
+    return possible;
+}
+
 const struct fl_tracker_ops fl_tracker_zap = {
-    .name = "zap",
+    .kind = FL_TRACKER_ZAP,
+    .freeze = FL_FREEZE_WP,
+    .outlives_pager = true,
+    .probe = probe,
     .create = create,
     .destroy = destroy,
     .harvest = harvest,

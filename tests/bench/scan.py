@@ -54,5 +54,5 @@ def measure(served: ServedVictim, *, rounds: int) -> ScanFigures:
         for name, touch in before.items():
             touch()
             figures.ms_per_gib[name].append(_ms_per_gib(served.scan(), victim.bytes))
-    figures.longest_stop_us = served.status().zap_stop_max_ns / 1000
+    figures.longest_stop_us = served.status().scan_stop_max_ns / 1000
     return figures

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pager/scan.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#define VOID_SCANS_MAX 5u /* in a row, then the next tracker has a try */
+
+/* Stands in where no tracker works: what it is asked, it does not know. */
+static int know_nothing(struct fl_tracker *tracker) {
+    (void)tracker;
+    return -ENODEV;
+}
+
+static int see_nothing(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count,
+                       uint64_t *accessed) {
+    (void)tracker, (void)region, (void)first, (void)count, (void)accessed;
+    return -ENODEV;
+}
+
+static int arm_nothing(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    (void)tracker;
+    *stop_max_ns = 0;
+    return -ENODEV;
+}
+
+static void destroy_nothing(struct fl_tracker *tracker) {
+    (void)tracker;
+}
+
+static const struct fl_tracker_ops no_tracker = {
+    .kind = FL_TRACKER_NONE,
+    .destroy = destroy_nothing,
+    .collect = know_nothing,
+    .harvest = see_nothing,
+    .arm = arm_nothing,
+};
+
+/* The next of the list that can be made, from the place where the last choice ended. */
+static void choose(struct fl_scanner *scanner) {
+    struct fl_vm *vm = scanner->vm;
+    const struct fl_tracker_ops *ops;
+    scanner->ops = &no_tracker;
+    scanner->tracker = NULL;
+    scanner->armed = false;
+    scanner->void_scans = 0;
+    while ((ops = fl_tracker_next(&scanner->list, &scanner->place, vm->pid, vm->freeze))) {
+        int error = ops->create(vm, scanner->faults, &scanner->tracker);
+        if (!error) {
+            scanner->ops = ops;
+            break;
+        }
+        fl_log_text(FL_LOG_WARNING, "tracker_failed", "%s on process %d: %s", fl_tracker_name(ops->kind), vm->pid,
+                    strerror(-error));
+    }
+    FL_SET(vm, tracker, scanner->ops->kind);
+    fl_log(scanner->tracker ? FL_LOG_INFO : FL_LOG_ERROR, "tracker_chosen", "\"tracker\":\"%s\",\"freeze\":\"%s\"",
+           fl_tracker_name(scanner->ops->kind), fl_freeze_name(vm->freeze));
+}
+
+void fl_scanner_start(struct fl_scanner *scanner, struct fl_vm *vm, struct fl_fault_server *faults,
+                      const struct fl_tracker_list *list, bool armed) {
+    enum fl_tracker_kind before = (enum fl_tracker_kind)FL_READ(vm, tracker);
+    *scanner = (struct fl_scanner){.vm = vm, .faults = faults, .list = *list};
+    choose(scanner);
+    scanner->armed = armed && scanner->ops->kind == before && scanner->ops->outlives_pager;
+}
+
+void fl_scanner_stop(struct fl_scanner *scanner) {
+    if (scanner->ops)
+        scanner->ops->destroy(scanner->tracker);
+    scanner->ops = NULL;
+}
+
+/* Gone for good, or as good as that: the next one takes over, and after the last the first has another try. */
+static void give_up(struct fl_scanner *scanner) {
+    enum fl_tracker_kind before = scanner->ops->kind;
+    scanner->ops->destroy(scanner->tracker);
+    choose(scanner);
+    if (scanner->ops->kind == FL_TRACKER_NONE) {
+        scanner->place = 0;
+        choose(scanner);
+    }
+    if (before != FL_TRACKER_NONE || scanner->ops->kind != FL_TRACKER_NONE)
+        FL_COUNT(scanner->vm, tracker_switches, 1);
+}
+
+static void void_scan(struct fl_scanner *scanner, int error) {
+    struct fl_vm *vm = scanner->vm;
+    FL_COUNT(vm, scan_failures, 1);
+    fl_log_text(error == -ESRCH ? FL_LOG_DEBUG : FL_LOG_WARNING, "scan_void",
+                "tracker %s on process %d: %s; ages did not move, the next scan tries again",
+                fl_tracker_name(scanner->ops->kind), vm->pid, strerror(-error));
+    if (error != -ESRCH && (error == -ENODEV || ++scanner->void_scans >= VOID_SCANS_MAX))
+        give_up(scanner);
+}
+
+bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
+    struct fl_vm *vm = scanner->vm;
+    uint64_t stop_max_ns = 0;
+    int error = scanner->armed ? fl_age_scan(vm, scanner->ops, scanner->tracker, counts) : 0;
+    bool harvested = scanner->armed && !error;
+    if (!error) {
+        uint64_t start_ns = fl_now();
+        error = scanner->ops->arm(scanner->tracker, &stop_max_ns);
+        FL_COUNT(vm, arm_ns, fl_now() - start_ns);
+    }
+    scanner->armed = !error;
+    if (stop_max_ns > FL_READ(vm, scan_stop_max_ns))
+        FL_SET(vm, scan_stop_max_ns, stop_max_ns);
+    if (error)
+        void_scan(scanner, error);
+    else
+        scanner->void_scans = 0;
+    return harvested;
+}
+
+int fl_scanner_harvest(struct fl_scanner *scanner, uint32_t region, uint64_t first, uint32_t count,
+                       uint64_t *accessed) {
+    return scanner->ops->harvest(scanner->tracker, region, first, count, accessed);
+}

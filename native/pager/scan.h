@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Scans with the best tracker that works, and on to the next one when it fails for good. Mover only. */
+#ifndef FL_PAGER_SCAN_H
+#define FL_PAGER_SCAN_H
+
+#include "track/age.h"
+
+struct fl_scanner {
+    struct fl_vm *vm;
+    struct fl_fault_server *faults;
+    struct fl_tracker_list list;
+    uint32_t place; /* in the list, behind the tracker in use */
+    const struct fl_tracker_ops *ops;
+    struct fl_tracker *tracker;
+    bool armed;
+    uint32_t void_scans; /* in a row */
+};
+
+/*
+ * Choose a tracker for the VM as it is registered. There is always one: where none works, scans are void and say so, and
+ * faults are served all the same. `armed`: a predecessor has armed, and its scan is worth harvesting.
+ */
+void fl_scanner_start(struct fl_scanner *scanner, struct fl_vm *vm, struct fl_fault_server *faults,
+                      const struct fl_tracker_list *list, bool armed);
+void fl_scanner_stop(struct fl_scanner *scanner);
+
+/* One scan. True when ages have moved and `counts` is new. */
+bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts);
+
+/* What was accessed since the last arming, as fl_tracker_ops.harvest. */
+int fl_scanner_harvest(struct fl_scanner *scanner, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
+
+#endif

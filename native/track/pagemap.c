@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "track/pagemap.h"
+
+#include <errno.h>
+#include <string.h>
+
+long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t category, uint64_t *from, uint64_t end) {
+    struct pm_scan_arg scan = {
+        .size = sizeof(scan),
+        .start = *from,
+        .end = end,
+        .vec = (uint64_t)(uintptr_t)pagemap->runs,
+        .vec_len = FL_PAGEMAP_RUNS,
+        .category_mask = category,
+        .return_mask = category,
+    };
+    long count = ioctl(vm->pagemap_fd, PAGEMAP_SCAN, &scan);
+    if (count < 0)
+        return -errno;
+    *from = scan.walk_end;
+    return count;
+}
+
+int fl_pagemap_bits(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t category, uint32_t region, uint64_t first,
+                    uint32_t count, uint64_t *bits) {
+    uint64_t base = fl_address_of_page(vm, region, first);
+    uint64_t at = base, end = base + (uint64_t)count * FL_PAGE_SIZE;
+    memset(bits, 0, (count + 63) / 64 * sizeof(*bits));
+    while (at < end) {
+        long runs = fl_pagemap_runs(pagemap, vm, category, &at, end);
+        if (runs < 0)
+            return (int)runs;
+        for (long i = 0; i < runs; i++) {
+            uint64_t from = (pagemap->runs[i].start - base) / FL_PAGE_SIZE;
+            uint64_t to = (pagemap->runs[i].end - base) / FL_PAGE_SIZE;
+            for (uint64_t page = from; page < to; page++)
+                bits[page / 64] |= UINT64_C(1) << (page % 64);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tracker `rwp`: userfaultfd read-write protection in async mode (Linux 7.3). Arming takes the access rights from the
+ * page table entries that are there; the first access of each page gives them back and clears its mark, in the kernel and
+ * without a message. Pages stay where they are, and KVM's own mappings go with the protection.
+ *
+ * The mark goes with the page table entry (a hole punched, a page dropped by the host); what is mapped anew counts as
+ * accessed, and what is in the file but not mapped is seen by its MINOR fault when it is touched.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/kernel.h"
+#include "swap/uffd.h"
+#include "track/pagemap.h"
+#include "track/track.h"
+
+#define CHUNK_BYTES_MAX (UINT64_C(64) << 20)
+#define CHUNK_BYTES_MIN (UINT64_C(1) << 20)
+#define CHUNK_LONG_NS (500 * FL_NS_PER_US)
+#define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
+#define PROTECT_TRIES 200u
+
+struct fl_tracker {
+    struct fl_vm *vm;
+    uint64_t chunk_bytes;
+    struct fl_pagemap pagemap;
+};
+
+static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
+    (void)pid;
+    bool possible = kernel->rwp && kernel->minor_shmem && kernel->events && kernel->pagemap_scan;
+    snprintf(detail, bytes, "%s",
+             possible ? "exact to a page, KVM's mappings included, nothing is stopped; each touched page costs the "
+                        "guest one short fault a scan"
+             : kernel->rwp ? "userfaultfd has RWP, but not MINOR on shmem or PAGEMAP_SCAN, which go with it"
+                           : "needs userfaultfd RWP and RWP_ASYNC: a kernel with CONFIG_USERFAULTFD_RWP (Linux 7.3)");
+    return possible;
+}
+
+static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
+    (void)faults;
+    if (vm->freeze != FL_FREEZE_RWP)
+        return -ENODEV;
+    struct fl_tracker *tracker = calloc(1, sizeof(*tracker));
+    if (!tracker)
+        return -ENOMEM;
+    tracker->vm = vm;
+    tracker->chunk_bytes = CHUNK_BYTES_MIN;
+    *out = tracker;
+    return 0;
+}
+
+static void destroy(struct fl_tracker *tracker) {
+    free(tracker); /* asynchronous protection makes nobody wait: it goes with the next touch, or on unregistering */
+}
+
+static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
+    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, PAGE_IS_ACCESSED, region, first, count, accessed);
+}
+
+static int protect(struct fl_vm *vm, uint64_t address, uint64_t length) {
+    int error = -EAGAIN;
+    for (uint32_t i = 0; i < PROTECT_TRIES && error == -EAGAIN; i++) {
+        error = fl_uffd_protect(vm, address, length, true);
+        if (error == -EAGAIN)
+            fl_sleep_ns(20 * FL_NS_PER_US);
+    }
+    return error;
+}
+
+/* The VMM's mmap lock is held for reading as long as a chunk takes; faults need it too only now and then. */
+static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *stop_max_ns) {
+    struct fl_vm *vm = tracker->vm;
+    uint64_t at = fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
+    uint64_t end = at + fl_region(vm, region)->length;
+    while (at < end) {
+        uint64_t length = end - at < tracker->chunk_bytes ? end - at : tracker->chunk_bytes;
+        uint64_t start_ns = fl_now();
+        int error = protect(vm, at, length);
+        if (error)
+            return error;
+        uint64_t took_ns = fl_now() - start_ns;
+        if (took_ns > *stop_max_ns)
+            *stop_max_ns = took_ns;
+        if (took_ns > CHUNK_LONG_NS && tracker->chunk_bytes > CHUNK_BYTES_MIN)
+            tracker->chunk_bytes /= 2;
+        else if (took_ns < CHUNK_SHORT_NS && tracker->chunk_bytes < CHUNK_BYTES_MAX)
+            tracker->chunk_bytes *= 2;
+        at += length;
+    }
+    return 0;
+}
+
+static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    struct fl_vm *vm = tracker->vm;
+    int error = 0;
+    *stop_max_ns = 0;
+    for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++) {
+        if (!atomic_load(&fl_region(vm, i)->gone))
+            error = arm_region(tracker, i, stop_max_ns);
+    }
+    return error;
+}
+
+const struct fl_tracker_ops fl_tracker_rwp = {
+    .kind = FL_TRACKER_RWP,
+    .freeze = FL_FREEZE_RWP,
+    .outlives_pager = true,
+    .probe = probe,
+    .create = create,
+    .destroy = destroy,
+    .harvest = harvest,
+    .arm = arm,
+};
