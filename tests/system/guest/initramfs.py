@@ -2,21 +2,15 @@
 """The guest's file system: one static program as init, and a few kernel modules, in a gzipped newc archive."""
 
 import gzip
-import hashlib
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import cache_folder, cache_lock, write_atomically
-from .errors import GuestError
+from .build import digest_of, static_program
+from .cache import cache_folder, cache_lock, forget_old, write_atomically
 from .kernel import GuestKernel
 
 _SOURCES = Path(__file__).resolve().parent / "workload"
-_COMPILE = ("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread")
-_COMPILE_LIMIT_SECONDS = 120
-_KEPT = 4  # images of earlier sources may be in use by somebody who has just looked them up
 
 
 @dataclass(frozen=True)
@@ -42,52 +36,15 @@ def newc_archive(entries: Sequence[Entry]) -> bytes:
     return bytes(archive)
 
 
-def _digest(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256(" ".join(_COMPILE).encode())
-    for path in paths:
-        digest.update(f"\n{path.name}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _sources() -> list[Path]:
-    return sorted(_SOURCES.glob("*.[ch]"))
-
-
-def _compile() -> bytes:
-    with tempfile.TemporaryDirectory(prefix="frostline-") as folder:
-        program = Path(folder) / "guest-workload"
-        command = [*_COMPILE, "-o", str(program), *(str(path) for path in _sources() if path.suffix == ".c")]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_LIMIT_SECONDS, check=False)
-        except FileNotFoundError as error:
-            raise GuestError("cannot build guest-workload: gcc is not there; install gcc and libc6-dev") from error
-        if done.returncode != 0:
-            raise GuestError(f"cannot build guest-workload: gcc: {done.stderr.strip()[-2000:]}")
-        return program.read_bytes()
-
-
-def _forget_old(cache: Path, pattern: str) -> None:
-    by_age = sorted(cache.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in by_age[_KEPT:]:
-        path.unlink()
-
-
 def workload_program() -> Path:
     """The static ``guest-workload``; it also runs on the host (``--dump``, ``--process``). Built if sources changed."""
-    program = cache_folder() / f"guest-workload-{_digest(_sources())}"
-    if not program.exists():
-        with cache_lock() as cache:
-            write_atomically(program, _compile())
-            program.chmod(0o755)
-            _forget_old(cache, "guest-workload-*")
-    return program
+    return static_program("guest-workload", _SOURCES)
 
 
 def guest_initramfs(kernel: GuestKernel) -> Path:
     """The initramfs for a kernel; rebuilt when the workload's sources or the modules have changed."""
     program = workload_program()
-    image = cache_folder() / f"initramfs-{_digest([program, *kernel.modules])}.gz"
+    image = cache_folder() / f"initramfs-{digest_of([program, *kernel.modules])}.gz"
     if image.exists():
         return image
     entries = [Entry(folder, 0o040755) for folder in ("dev", "proc", "sys", "modules")]
@@ -98,5 +55,5 @@ def guest_initramfs(kernel: GuestKernel) -> Path:
     entries.append(Entry("modules/order", 0o100644, order.encode()))
     with cache_lock() as cache:
         write_atomically(image, gzip.compress(newc_archive(entries), compresslevel=6, mtime=0))
-        _forget_old(cache, "initramfs-*.gz")
+        forget_old(cache, "initramfs-*.gz")
     return image

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest kernel: this machine's own Debian release's cloud kernel, taken through its apt and never installed."""
 
-import gzip
 import json
-import lzma
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from .cache import cache_folder, cache_lock, write_atomically
 from .errors import GuestError
+from .modules import modules_in_loading_order
+from .tools import run_tool
 
 _META_PACKAGE = "linux-image-cloud-amd64"
 _QUERY_LIMIT_SECONDS = 60
@@ -31,31 +30,8 @@ class GuestKernel:
     modules: tuple[Path, ...]
 
 
-def _run(command: list[str], limit_seconds: int, folder: Path | None = None) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit_seconds,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise GuestError(
-            f"cannot get a guest kernel: {command[0]} is not there; this needs a Debian 12 or 13 machine"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise GuestError(f"{' '.join(command)}: not done after {limit_seconds} s; is the package mirror up?") from error
-    if done.returncode != 0:
-        raise GuestError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()[-1000:]}")
-    return done.stdout
-
-
 def _dependencies(package: str) -> list[str]:
-    shown = _run(["apt-cache", "--no-all-versions", "show", package], _QUERY_LIMIT_SECONDS)
+    shown = run_tool(["apt-cache", "--no-all-versions", "show", package], _QUERY_LIMIT_SECONDS)
     listed = re.search(r"^Depends: (.*)$", shown, re.MULTILINE)
     return re.findall(r"(?:^|, )([a-z0-9.+-]+)", listed.group(1)) if listed else []
 
@@ -72,7 +48,7 @@ def _resolve() -> list[str]:
 def _download(packages: list[str], folder: Path) -> None:
     # As root apt would fetch as user _apt, who cannot write here, and warns about it.
     options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    _run(["apt-get", *options, "download", *packages], _DOWNLOAD_LIMIT_SECONDS, folder)
+    run_tool(["apt-get", *options, "download", *packages], _DOWNLOAD_LIMIT_SECONDS, folder)
 
 
 def _resolve_and_download(folder: Path) -> str:
@@ -83,35 +59,10 @@ def _resolve_and_download(folder: Path) -> str:
     except GuestError:
         if os.geteuid() != 0:
             raise
-        _run(["apt-get", "update"], _DOWNLOAD_LIMIT_SECONDS)
+        run_tool(["apt-get", "update"], _DOWNLOAD_LIMIT_SECONDS)
         packages = _resolve()
         _download(packages, folder)
     return packages[0]
-
-
-def _plain_module(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.suffix == ".xz":
-        return lzma.decompress(content)
-    return gzip.decompress(content) if path.suffix == ".gz" else content
-
-
-def _modules_in_loading_order(tree: Path) -> dict[str, bytes]:
-    # depmod's list is made when a package is installed; a module names what it needs in its .modinfo section.
-    loaded: dict[str, bytes] = {}
-
-    def load(name: str) -> None:
-        for found in sorted(tree.rglob(f"{name}.ko*"))[:1]:
-            content = _plain_module(found)
-            needed = re.search(rb"\0depends=([^\0]*)\0", content)
-            for other in filter(None, needed.group(1).decode().split(",") if needed else []):
-                if other not in loaded:
-                    load(other)
-            loaded[name] = content
-
-    for name in _MODULES:
-        load(name)
-    return loaded
 
 
 def _collect(tree: Path, package: str, cache: Path) -> GuestKernel:
@@ -122,13 +73,14 @@ def _collect(tree: Path, package: str, cache: Path) -> GuestKernel:
     target = cache / f"kernel-{version}"
     target.mkdir(exist_ok=True)
     write_atomically(target / "vmlinuz", images[0].read_bytes())
-    modules = _modules_in_loading_order(tree)
+    modules = modules_in_loading_order(tree, _MODULES)
     for name, content in modules.items():
         write_atomically(target / f"{name}.ko", content)
     return GuestKernel(package, target / "vmlinuz", tuple(target / f"{name}.ko" for name in modules))
 
 
-def _from_stamp(stamp: Path) -> GuestKernel | None:
+def kept_kernel(stamp: Path) -> GuestKernel | None:
+    """The kernel that a record in its cache folder names; None when there is none, or not all of it is there."""
     try:
         kept = json.loads(stamp.read_text())
         kernel = GuestKernel(
@@ -141,14 +93,24 @@ def _from_stamp(stamp: Path) -> GuestKernel | None:
     return kernel if all(path.is_file() for path in (kernel.image, *kernel.modules)) else None
 
 
+def keep_kernel(stamp: Path, kernel: GuestKernel) -> None:
+    """Write that record, as the last step of getting a kernel. Call with the cache lock held."""
+    record = {
+        "package": kernel.package,
+        "image": str(kernel.image.relative_to(stamp.parent)),
+        "modules": [str(path.relative_to(stamp.parent)) for path in kernel.modules],
+    }
+    write_atomically(stamp, json.dumps(record, indent=1).encode() + b"\n")
+
+
 def guest_kernel(refresh: bool = False) -> GuestKernel:
     """The cached guest kernel; fetched if there is none, or anew with ``refresh``. Raises GuestError."""
     stamp = cache_folder() / "kernel.json"
-    kernel = None if refresh else _from_stamp(stamp)
+    kernel = None if refresh else kept_kernel(stamp)
     if kernel is not None:
         return kernel
     with cache_lock() as cache:
-        kernel = None if refresh else _from_stamp(stamp)  # somebody else may have made it meanwhile
+        kernel = None if refresh else kept_kernel(stamp)  # somebody else may have made it meanwhile
         if kernel is not None:
             return kernel
         work = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache))
@@ -156,14 +118,9 @@ def guest_kernel(refresh: bool = False) -> GuestKernel:
             package = _resolve_and_download(work)
             tree = work / "tree"
             for archive in sorted(work.glob("*.deb")):
-                _run(["dpkg", "-x", str(archive), str(tree)], _QUERY_LIMIT_SECONDS)
+                run_tool(["dpkg", "-x", str(archive), str(tree)], _QUERY_LIMIT_SECONDS)
             kernel = _collect(tree, package, cache)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        record = {
-            "package": kernel.package,
-            "image": str(kernel.image.relative_to(cache)),
-            "modules": [str(path.relative_to(cache)) for path in kernel.modules],
-        }
-        write_atomically(stamp, json.dumps(record, indent=1).encode() + b"\n")
+        keep_kernel(stamp, kernel)
         return kernel
