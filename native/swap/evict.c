@@ -13,11 +13,15 @@
 #include "swap/uffd.h"
 
 #define PROTECT_TRIES 50u
-#define SYNC_MAX_NS (4 * FL_NS_PER_MS) /* then sync mode is left: a batch more than that stays below 5 ms */
+/* Sync mode lasts for at most 5 ms: it is left when it has lasted so long, and a batch shrinks until it takes no longer. */
+#define SYNC_LONG_NS (4 * FL_NS_PER_MS)
+#define SYNC_BATCH_NS FL_NS_PER_MS
+#define SYNC_BATCH_PAGES_MIN 4u
 
 struct fl_evictor {
     struct fl_vm *vm;
     struct fl_codec *codec;
+    uint32_t batch_pages; /* at most FL_BATCH_PAGES; fewer where a batch takes long and everybody waits for it */
     uint8_t payload[FL_PAYLOAD_MAX];
     uint8_t pages[FL_BATCH_PAGES * FL_PAGE_SIZE] __attribute__((aligned(FL_PAGE_SIZE)));
 };
@@ -36,6 +40,7 @@ int fl_evictor_create(struct fl_vm *vm, struct fl_evictor **out) {
         return -ENOMEM;
     memset(evictor, 0, sizeof(*evictor));
     evictor->vm = vm;
+    evictor->batch_pages = FL_BATCH_PAGES;
     int error = fl_codec_create(&evictor->codec);
     if (error) {
         free(evictor);
@@ -258,6 +263,15 @@ static int enter_sync(struct fl_vm *vm, uint64_t *since_ns) {
     return error;
 }
 
+static void fit_batch(struct fl_evictor *evictor, uint64_t took_ns) {
+    if (evictor->vm->freeze != FL_FREEZE_RWP)
+        return;
+    if (took_ns > SYNC_BATCH_NS && evictor->batch_pages > SYNC_BATCH_PAGES_MIN)
+        evictor->batch_pages /= 2;
+    else if (took_ns < SYNC_BATCH_NS / 4 && evictor->batch_pages < FL_BATCH_PAGES)
+        evictor->batch_pages *= 2;
+}
+
 /* Goes on until it is done: in sync mode every touch of a cold page waits for us. */
 static void leave_sync(struct fl_vm *vm, uint64_t since_ns) {
     int error;
@@ -284,12 +298,15 @@ int fl_evict_window(struct fl_evictor *evictor, uint32_t region, uint64_t first,
             continue;
         }
         struct batch batch = {.region = region, .first = first + i, .count = 0};
-        while (i < count && batch.count < FL_BATCH_PAGES && candidates[i / 64] >> (i % 64) & 1) {
+        while (i < count && batch.count < evictor->batch_pages && candidates[i / 64] >> (i % 64) & 1) {
             batch.count++;
             i++;
         }
+        uint64_t start_ns = fl_now();
         error = evict_batch(evictor, &batch, done);
-        if (!error && vm->freeze == FL_FREEZE_RWP && fl_now() - since_ns > SYNC_MAX_NS) {
+        uint64_t now_ns = fl_now();
+        fit_batch(evictor, now_ns - start_ns);
+        if (!error && vm->freeze == FL_FREEZE_RWP && now_ns - since_ns > SYNC_LONG_NS) {
             leave_sync(vm, since_ns);
             error = enter_sync(vm, &since_ns);
         }
