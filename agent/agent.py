@@ -31,8 +31,9 @@ from frostline.agent.standalone import DEFAULT_DECISION_SECONDS, Standalone
 from frostline.agent.state import StateFile
 from frostline.agent.status import status_document
 from frostline.agent.traces import Traces
+from frostline.agent.trackers import trackers_text
 from frostline.agent.vm import Held, Phase, Vm
-from frostline.native import Command, CommandKind
+from frostline.native import Command, CommandKind, Tracker
 from frostline.native.binary import pager_path
 from frostline.v1 import session_pb2
 from frostline.wire.telemetry import Telemetry
@@ -113,6 +114,7 @@ class Agent(Daemon):
             run_dir=str(self._run_dir.path),
             metrics=self._telemetry.metrics_address,
             pager=str(self._program),
+            trackers=trackers_text(self._trackers()),
             highest_epoch=self._authority.highest_epoch,
         )
         await self._discover()
@@ -160,7 +162,14 @@ class Agent(Daemon):
         else:
             _log.info("limits read again", limits=limits.source, allow_evict=limits.allow_evict)
             interval_changed = limits.document.scan_interval != self._limits.document.scan_interval
+            trackers_before = self._trackers()
             self._limits = limits
+            if self._trackers() != trackers_before:
+                _log.info(
+                    "other trackers for pagers that start from now on; `frostline-agent release` starts them",
+                    trackers=trackers_text(self._trackers()),
+                    before=trackers_text(trackers_before),
+                )
             await self._authority.reapply(limits)
             if interval_changed and limits.document.scan_interval:
                 interval_ms = round(limits.document.scan_interval * 1000)
@@ -200,7 +209,13 @@ class Agent(Daemon):
             pool_max_bytes=self._limits.vm_pool_bytes(),
             stall_target_permille=document.stall_target,
             log_level=self._settings.log_level,
+            trackers=self._trackers(),
         )
+
+    def _trackers(self) -> tuple[Tracker, ...]:
+        """What is asked for in the settings goes before the limits file."""
+        asked = self._settings.trackers
+        return asked if asked is not None else self._limits.document.trackers or ()
 
     def _changed(self, _vm: Vm) -> None:
         self._news()

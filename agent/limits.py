@@ -14,8 +14,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from frostline.agent.trackers import parse_trackers
 from frostline.controller.policy.loader import MAX_DOCUMENT_BYTES, DocumentError, parse
 from frostline.controller.policy.quantity import Amount, parse_amount, parse_rate
+from frostline.native import Tracker
 from frostline.wire.units import format_size, parse_duration
 
 DEFAULT_PATH: Final = Path("/etc/frostline/limits.yaml")
@@ -88,6 +90,7 @@ class LimitsDocument(_Strict):
     stall_target: Annotated[int, BeforeValidator(_permille)] | None = None
     fault_threads: Annotated[int, Field(ge=1, le=16)] | None = None
     scan_interval: Annotated[float, BeforeValidator(_scan_seconds)] | None = None
+    trackers: Annotated[tuple[Tracker, ...] | None, BeforeValidator(parse_trackers)] = None
     vms: dict[str, VmLimits] = Field(default_factory=dict, max_length=MAX_VMS)
 
 

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from frostline.agent.processes import ProcessWatch
 from frostline.agent.procfs import ProcessId, process_id
-from frostline.native import Command, CommandKind, NativeError, Pager, PagerExit, Refusal, Reply
+from frostline.agent.trackers import trackers_text
+from frostline.native import Command, CommandKind, NativeError, Pager, PagerExit, Refusal, Reply, Tracker
 
 # A pager's log is moved aside at its start when it is larger than this, and cut when it grows to twice that.
 MAX_LOG_BYTES: Final = 2 * 2**20
@@ -39,6 +40,7 @@ class PagerOptions:
     pool_max_bytes: int | None = None
     stall_target_permille: int | None = None
     log_level: str = "info"
+    trackers: tuple[Tracker, ...] = ()  # in order of preference; none: all there are, in the pager's order
 
     def socket_path(self, vmm: ProcessId) -> Path:
         """The same for every agent that has this run folder, so that its successor finds the pager."""
@@ -58,7 +60,7 @@ class PagerOptions:
         ):
             if value is not None:
                 argv += [option, str(value)]
-        return [*argv, "--log-level", self.log_level]
+        return [*argv, "--trackers", trackers_text(self.trackers), "--log-level", self.log_level]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from frostline.agent.trackers import parse_trackers
+from frostline.native import Tracker
 from frostline.wire.units import parse_duration
 
 ENVIRONMENT_PREFIX: Final = "FROSTLINE_AGENT_"
@@ -34,6 +36,8 @@ def _short_enough(path: Path) -> Path:
 
 
 _Seconds = Annotated[float, BeforeValidator(_seconds)]
+# NoDecode: in the environment it is `rwp,zap`, as on the command line, and no JSON.
+_Trackers = Annotated[Annotated[tuple[Tracker, ...], BeforeValidator(parse_trackers)] | None, NoDecode]
 
 
 class AgentSettings(BaseSettings):
@@ -55,6 +59,9 @@ class AgentSettings(BaseSettings):
     policy: Path | None = Field(default=None, description="standalone: the policy file")
     pager: Path | None = Field(default=None, description="frostline-pager to start; default: the installed one")
     pager_log: Literal["file", "stderr"] = Field(default="file", description="where pagers log to")
+    trackers: _Trackers = Field(
+        default=None, description="trackers in order of preference; default: the limits file's, else auto"
+    )
     discovery_interval: Annotated[_Seconds, Field(ge=0.1, le=60)] = Field(
         default=2.0, description="between looks for VMs, statuses and records"
     )

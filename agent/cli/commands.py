@@ -38,6 +38,12 @@ LimitsFile = Annotated[
 ]
 PagerProgram = Annotated[Path | None, typer.Option(help="frostline-pager to start. Default: the installed one.")]
 PagerLog = Annotated[str | None, typer.Option(help="Where pagers log to: file (in the run folder) or stderr.")]
+Trackers = Annotated[
+    str | None,
+    typer.Option(
+        help="Trackers in order of preference, such as rwp,zap, or auto. Default: the limits file's, else auto."
+    ),
+]
 DiscoveryInterval = Annotated[
     str | None, typer.Option(help="Time between looks for VMs, statuses and records. Default: 2s.")
 ]
@@ -77,6 +83,7 @@ def run(
     limits: LimitsFile = None,
     pager: PagerProgram = None,
     pager_log: PagerLog = None,
+    trackers: Trackers = None,
     discovery_interval: DiscoveryInterval = None,
     report_interval: ReportInterval = None,
     attach_grace: AttachGrace = None,
@@ -108,6 +115,7 @@ def standalone(
     limits: LimitsFile = None,
     pager: PagerProgram = None,
     pager_log: PagerLog = None,
+    trackers: Trackers = None,
     discovery_interval: DiscoveryInterval = None,
     report_interval: ReportInterval = None,
     detach_on_exit: DetachOnExit = None,

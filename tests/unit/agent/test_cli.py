@@ -20,6 +20,12 @@ from frostline.agent.cli.commands import app
         (["standalone", "--policy", "x", "--report-interval", "soon"], "--report-interval"),
         (["standalone", "--policy", "x", "--log-format", "xml"], "--log-format"),
         (["standalone", "--policy", "x", "--run-dir", "/run/" + "d" * 100], "--run-dir"),
+        (
+            ["standalone", "--policy", "x", "--trackers", "zap,sap"],
+            "--trackers: 'sap' is no tracker; there are rwp",
+        ),
+        (["standalone", "--policy", "x", "--trackers", "zap,zap"], "--trackers: 'zap' is in the list twice"),
+        (["standalone", "--policy", "x", "--trackers", ""], "--trackers: the list is empty"),
         (["status", "--run-dir", "/run/" + "d" * 100], "--run-dir"),
     ],
 )
@@ -34,6 +40,9 @@ def test_the_environment_gives_what_the_command_line_leaves_out(monkeypatch: pyt
     monkeypatch.setenv("FROSTLINE_AGENT_RUN_DIR", "/run/from-the-environment")
     result = CliRunner().invoke(app, ["status"])
     assert result.exit_code == 4 and "/run/from-the-environment/admin.sock" in result.output
+    monkeypatch.setenv("FROSTLINE_AGENT_TRACKERS", "zap, none")
+    result = CliRunner().invoke(app, ["standalone", "--policy", "x"])
+    assert result.exit_code == 2 and "--trackers: 'none' is no tracker" in result.output
 
 
 @pytest.mark.parametrize(

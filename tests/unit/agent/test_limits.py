@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frostline.agent.limits import LimitsError, load_limits, parse_limits, without_file
+from frostline.native import Tracker
 
 GIB = 1 << 30
 NAMES = ("id-1", "uuid-1", "web")
@@ -80,6 +81,10 @@ def test_denied_by_any_name_and_by_not_being_among_the_only_ones() -> None:
         ("version: 1\nfault_threads: 17\n", "fault_threads"),
         ("version: 1\nscan_interval: 1ms\n", "scan_interval"),
         ("version: 1\nstall_target: 200%\n", "stall_target"),
+        ("version: 1\ntrackers: [zap, 2]\n", "trackers: 2 is no tracker"),
+        ("version: 1\ntrackers: []\n", "trackers: the list is empty"),
+        ("version: 1\ntrackers: [rwp, rwp]\n", "trackers: 'rwp' is in the list twice"),
+        ("version: 1\ntrackers:\n", "trackers: None is no list"),
         ("version: 1\nvms: {a: {floor: 1}}\n", "vms.a.floor"),
         ("version: 1\nversion: 1\n", "twice"),
         ("- 1\n", "mapping"),
@@ -100,7 +105,9 @@ def test_reading_files(tmp_path: Path) -> None:
     path.write_text("version: 1\nallow_evict: true\npool_max: 4GiB\nvm_pool_max: 1GiB\nstall_target: 2.5%\n")
     limits = load_limits(path)
     assert limits.allow_evict and limits.vm_pool_bytes() == GIB
-    assert limits.document.stall_target == 25
+    assert limits.document.stall_target == 25 and limits.document.trackers is None
+    path.write_text("version: 1\ntrackers: [zap, rwp]\n")
+    assert load_limits(path).document.trackers == (Tracker.ZAP, Tracker.RWP)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(LimitsError):
         load_limits(path)

@@ -22,7 +22,7 @@ from frostline.agent.pager import (
 )
 from frostline.agent.processes import ProcessWatch
 from frostline.agent.procfs import ProcessId, process_id
-from frostline.native import Refusal
+from frostline.native import Refusal, Tracker
 
 VMM = ProcessId(4711, 1000)
 
@@ -78,6 +78,9 @@ def test_options_reach_the_command_line(tmp_path: Path) -> None:
     pairs = dict(zip(argv[1::2], argv[2::2], strict=True))
     assert pairs["--fault-threads"] == "3" and pairs["--scan-interval-ms"] == "500"
     assert pairs["--pool-max-bytes"] == str(1 << 30) and pairs["--stall-target-permille"] == "25"
+    assert pairs["--trackers"] == "auto"
+    chosen = PagerOptions(Path("/p"), tmp_path, None, trackers=(Tracker.IDLE, Tracker.ZAP)).argv(VMM)
+    assert chosen[chosen.index("--trackers") + 1] == "idle,zap"
     assert pairs["--log-level"] == "debug"
     assert "--fault-threads" not in PagerOptions(Path("/p"), tmp_path, None).argv(VMM)
 

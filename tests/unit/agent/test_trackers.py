@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice among trackers: how it is written, and what follows from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from frostline.agent.settings import AgentSettings
+from frostline.agent.trackers import KNOWN, freeze_for, parse_trackers, preferred, trackers_text
+from frostline.native import Freeze, Tracker, TrackerProbe
+
+
+def probes(*possible: Tracker) -> list[TrackerProbe]:
+    return [TrackerProbe(tracker, tracker in possible, "") for tracker in KNOWN]
+
+
+def test_a_list_is_read_as_it_is_written() -> None:
+    assert parse_trackers("auto") == parse_trackers(["auto"]) == ()
+    assert parse_trackers("rwp, zap") == parse_trackers(["rwp", "zap"]) == (Tracker.RWP, Tracker.ZAP)
+    for trackers in ((), (Tracker.DAMON,), tuple(reversed(KNOWN))):
+        assert parse_trackers(trackers_text(trackers)) == trackers
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("", "the list is empty"),
+        (" , ", "the list is empty"),
+        ([], "the list is empty"),
+        ("rwp,", "'' is no tracker"),
+        ("RWP", "'RWP' is no tracker; there are rwp, zap, idle, damon, or auto"),
+        ("auto,rwp", "auto stands alone"),
+        (["zap", "zap"], "'zap' is in the list twice"),
+        ([1], "1 is no tracker"),
+        ([True], "True is no tracker"),
+        ({"zap": 1}, "is no list of trackers"),
+        (None, "None is no list of trackers"),
+    ],
+)
+def test_a_bad_list_is_refused_with_what_is_wrong_in_it(value: object, says: str) -> None:
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        parse_trackers(value)
+    assert says in str(caught.value)
+
+
+def test_the_setting_comes_from_the_command_line_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AgentSettings().trackers is None
+    monkeypatch.setenv("FROSTLINE_AGENT_TRACKERS", "zap,damon")
+    assert AgentSettings().trackers == (Tracker.ZAP, Tracker.DAMON)
+    assert AgentSettings(trackers="idle").trackers == (Tracker.IDLE,)  # type: ignore[arg-type]
+
+
+def test_the_first_that_is_wanted_and_possible_is_taken() -> None:
+    here = probes(Tracker.ZAP, Tracker.DAMON)
+    assert preferred((), here) is Tracker.ZAP
+    assert preferred((Tracker.RWP, Tracker.DAMON, Tracker.ZAP), here) is Tracker.DAMON
+    assert preferred((Tracker.RWP,), here) is Tracker.NONE
+    assert preferred((), probes()) is Tracker.NONE
+
+
+def test_only_rwp_freezes_by_rwp() -> None:
+    assert [tracker for tracker in KNOWN if freeze_for(tracker) is Freeze.RWP] == [Tracker.RWP]
