@@ -4,11 +4,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from frostline.agent.discovery import Discovery, Vmm
-from frostline.native import Inspection, KernelFeatures, NativeError, Refusal, inspect, probe_kernel
+from frostline.agent.trackers import freeze_for, preferred, trackers_text, why_preferred
+from frostline.native import (
+    Freeze,
+    Inspection,
+    KernelFeatures,
+    NativeError,
+    Refusal,
+    Status,
+    Tracker,
+    TrackerProbe,
+    View,
+    inspect,
+    probe_kernel,
+    probe_trackers,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +38,19 @@ class Feature:
 
 
 @dataclass(frozen=True, slots=True)
-class Tracker:
-    """A way of seeing accesses: whether this kernel could, and what is in the way if it could not."""
+class TrackerFinding:
+    """One way of seeing accesses: ``detail`` says what it gives, or what it lacks."""
 
     name: str
-    chosen: bool
-    kernel_allows: bool
-    why: str
+    possible: bool
+    wanted: bool  # it is among those that pagers may use
+    chosen: bool  # in use, or what a new pager would take
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class VmmFinding:
-    """One VMM: served, could be, or refused and why."""
+    """One VMM: served, could be, or refused and why; and how its accesses are, or would be, seen."""
 
     pid: int
     name: str
@@ -45,6 +62,11 @@ class VmmFinding:
     regions: int
     refusal: str
     sentence: str
+    tracker: str = ""  # empty: none, or refused
+    tracker_in_use: bool = False
+    tracker_why: str = ""
+    freeze_method: str = ""
+    trackers: tuple[TrackerFinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +76,10 @@ class Probe:
     able: bool
     kernel_release: str
     features: tuple[Feature, ...]
-    trackers: tuple[Tracker, ...]
+    trackers_wanted: str
+    trackers: tuple[TrackerFinding, ...]
+    tracker: str
+    tracker_why: str
     freeze_method: str
     freeze_why: str
     vmms: tuple[VmmFinding, ...]
@@ -68,16 +93,25 @@ _FEATURES: Final[tuple[tuple[str, bool, str], ...]] = (
     ("userfaultfd_device", False, "hand the device into VMMs that run as another user"),
     ("userfaultfd_syscall", False, "userfaultfd in VMMs that may call it themselves"),
     ("missing_shmem", True, "serve faults on evicted pages of a memfd"),
-    ("wp_shmem", True, "freeze pages while they are copied out; makes the zap tracker exact"),
+    ("wp_shmem", True, "freeze pages while they are copied out; makes zap exact to a page"),
     ("events", True, "learn when the VMM frees or moves guest memory"),
     ("pagemap_scan", True, "read which pages were touched"),
-    ("minor_shmem", False, "the rwp tracker's freeze"),
+    ("minor_shmem", False, "rwp: no first touch of a page in the file is missed"),
     ("poison", False, "poison a page whose stored copy is damaged, instead of ending the VM's access with a signal"),
     ("move", False, "private guest memory, later"),
-    ("rwp", False, "the rwp tracker (Linux 7.3)"),
-    ("idle_page_tracking", False, "the idle tracker"),
-    ("damon_vaddr", False, "the damon tracker"),
+    ("rwp", False, "the tracker rwp, and freezing by it"),
+    ("idle_page_tracking", False, "the tracker idle"),
+    ("damon_vaddr", False, "the tracker damon"),
     ("ptrace_seccomp_filter", False, "see what a sandboxed VMM's filter forbids before attaching"),
+)
+
+
+_FREEZE_WHY: Final[Mapping[Freeze, str]] = MappingProxyType(
+    {
+        Freeze.RWP: "goes with rwp: any touch of a page that is copied out cancels its eviction, and nobody waits long",
+        Freeze.WP: "write-protection also covers pages that are in the file but not mapped, so no first write is lost",
+        Freeze.NONE: "this kernel cannot write-protect shmem through userfaultfd",
+    }
 )
 
 
@@ -86,63 +120,77 @@ def features(kernel: KernelFeatures) -> tuple[Feature, ...]:
     return tuple(Feature(name, bool(getattr(kernel, name)), needed, why) for name, needed, why in _FEATURES)
 
 
-def trackers(kernel: KernelFeatures) -> tuple[Tracker, ...]:
-    """The tracker that is chosen, and what speaks for and against the others here."""
-    zap = kernel.pagemap_scan and kernel.wp_shmem
-    return (
-        Tracker(
-            "zap",
-            zap,
-            zap,
-            "works on any kernel with WP on shmem, and is exact to a page because the range is registered WP"
-            if zap
-            else "needs PAGEMAP_SCAN and WP on shmem, which this kernel lacks",
-        ),
-        Tracker("rwp", False, kernel.rwp, _other(kernel.rwp, "userfaultfd RWP, which comes with Linux 7.3")),
-        Tracker("damon", False, kernel.damon_vaddr, _other(kernel.damon_vaddr, "CONFIG_DAMON_VADDR")),
-        Tracker(
-            "idle", False, kernel.idle_page_tracking, _other(kernel.idle_page_tracking, "CONFIG_IDLE_PAGE_TRACKING")
-        ),
+def tracker_findings(
+    probes: Iterable[TrackerProbe], wanted: tuple[Tracker, ...], chosen: Tracker
+) -> tuple[TrackerFinding, ...]:
+    """A line for each tracker that there is, in the pager's order."""
+    return tuple(
+        TrackerFinding(
+            name=probe.tracker.word,
+            possible=probe.possible,
+            wanted=not wanted or probe.tracker in wanted,
+            chosen=probe.tracker is chosen,
+            detail=probe.detail,
+        )
+        for probe in probes
     )
 
 
-def probe() -> Probe:
-    """Look at the kernel and at every VMM. Touches neither; reads all of /proc."""
+def in_use(status: Status, next_one: Tracker, why_next: str) -> str:
+    """What to say of a VM whose pager has taken a tracker, when a new one would take ``next_one``."""
+    said = [f"{status.tracker.word} is in use" if status.tracker else "no tracker works now: ages stand still"]
+    if status.tracker_switches:
+        said.append(f"others failed {status.tracker_switches} times before")
+    if next_one is status.tracker:
+        said.append(why_next)
+    elif next_one is Tracker.NONE:
+        said.append(f"for a new pager {why_next}")
+    elif freeze_for(next_one) is not status.freeze and status.evicted_pages:
+        said.append(
+            f"a new pager cannot take {next_one.word} while pages are away, for memory is registered for "
+            f"{status.freeze.word}: drain the VM, then release it"
+        )
+    else:
+        said.append(f"a new pager would take {next_one.word}: {why_next}; `frostline-agent release` starts one")
+    return "; ".join(said)
+
+
+def probe(wanted: tuple[Tracker, ...] = ()) -> Probe:
+    """Look at the kernel and at every VMM. Touches neither; reads all of /proc. ``wanted``: see ``parse_trackers``."""
     kernel = probe_kernel()
     table = features(kernel)
     opens = kernel.userfaultfd_device or kernel.userfaultfd_syscall
     able = opens and all(feature.there for feature in table if feature.needed)
-    freeze = "wp" if kernel.wp_shmem else "none"
+    probes = probe_trackers()
+    chosen = preferred(wanted, probes)
+    freeze = freeze_for(chosen) if kernel.wp_shmem or chosen is Tracker.RWP else Freeze.NONE
     return Probe(
         able=able,
         kernel_release=os.uname().release,
         features=table,
-        trackers=trackers(kernel),
-        freeze_method=freeze,
-        freeze_why=(
-            "write-protection also covers pages that are in the file but not mapped, so no first write is lost"
-            if kernel.wp_shmem
-            else "this kernel cannot write-protect shmem through userfaultfd"
-        ),
-        vmms=tuple(_finding(vmm) for vmm in Discovery().sweep()),
+        trackers_wanted=trackers_text(wanted),
+        trackers=tracker_findings(probes, wanted, chosen),
+        tracker=chosen.word if chosen else "",
+        tracker_why=why_preferred(wanted, probes),
+        freeze_method=freeze.word,
+        freeze_why=_FREEZE_WHY[freeze],
+        vmms=tuple(_finding(vmm, wanted) for vmm in Discovery().sweep()),
     )
 
 
-def _other(there: bool, needs: str) -> str:
-    return f"this kernel has it; not part of this version yet (needs {needs})" if there else f"needs {needs}"
-
-
-def _finding(vmm: Vmm) -> VmmFinding:
+def _finding(vmm: Vmm, wanted: tuple[Tracker, ...]) -> VmmFinding:
+    pid = vmm.process.pid
     try:
-        found: Inspection | None = inspect(vmm.process.pid)
+        found: Inspection | None = inspect(pid)
+        probes = probe_trackers(pid)
         failure = ""
     except NativeError as error:
-        found, failure = None, str(error)
+        found, probes, failure = None, (), str(error)
     if found is None:
-        return VmmFinding(vmm.process.pid, vmm.name, vmm.uuid, vmm.executable, 0, False, 0, 0, "internal", failure)
+        return VmmFinding(pid, vmm.name, vmm.uuid, vmm.executable, 0, False, 0, 0, "internal", failure)
     served = found.refusal is Refusal.ALREADY_SERVED or found.served_by_pid > 0
-    return VmmFinding(
-        pid=vmm.process.pid,
+    finding = VmmFinding(
+        pid=pid,
         name=vmm.name,
         uuid=vmm.uuid,
         executable=vmm.executable,
@@ -153,3 +201,32 @@ def _finding(vmm: Vmm) -> VmmFinding:
         refusal="" if served or not found.refusal else found.refusal.word,
         sentence=found.detail or ("served now" if served else "can be served"),
     )
+    chosen, why = preferred(wanted, probes), why_preferred(wanted, probes)
+    status = _status(pid) if served else None
+    if status is not None:
+        return replace(
+            finding,
+            tracker=status.tracker.word if status.tracker else "",
+            tracker_in_use=True,
+            tracker_why=in_use(status, chosen, why),
+            freeze_method=status.freeze.word,
+            trackers=tracker_findings(probes, wanted, status.tracker),
+        )
+    if finding.refusal:
+        return replace(finding, trackers=tracker_findings(probes, wanted, Tracker.NONE))
+    return replace(
+        finding,
+        tracker=chosen.word if chosen else "",
+        tracker_why=why,
+        freeze_method=freeze_for(chosen).word,
+        trackers=tracker_findings(probes, wanted, chosen),
+    )
+
+
+def _status(pid: int) -> Status | None:
+    """As its pager says in the vault; None when that cannot be read (any more)."""
+    try:
+        with View(pid) as view:
+            return view.status()
+    except NativeError:
+        return None

@@ -54,3 +54,12 @@ def preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe]) -> Tr
 def freeze_for(tracker: Tracker) -> Freeze:
     """How a new pager registers memory for a tracker; write-protection is what all but one of them go with."""
     return Freeze.RWP if tracker is Tracker.RWP else Freeze.WP
+
+
+def why_preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe]) -> str:
+    """A sentence for what ``preferred`` says."""
+    probes = list(probes)
+    asked = trackers_text(wanted or (probe.tracker for probe in probes))
+    if preferred(wanted, probes) is Tracker.NONE:
+        return f"none of {asked} is possible here"
+    return f"the first of {asked} that is possible here"

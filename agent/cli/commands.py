@@ -135,12 +135,19 @@ def standalone(
 
 
 @app.command(epilog=EPILOG)
-def probe(as_json: AsJson = False) -> None:
-    """Say what this kernel and each VMM allow, what is chosen, and why. Changes nothing."""
+def probe(limits: LimitsFile = None, trackers: Trackers = None, as_json: AsJson = False) -> None:
+    """Say what this kernel and each VMM allow, what is chosen, why, and what else could be. Changes nothing."""
+    from frostline.agent.limits import LimitsError, load_limits
     from frostline.agent.probe import probe as look
 
+    settings = _settings({"limits": limits, "trackers": trackers})
     try:
-        found = look()
+        wanted = settings.trackers
+        if wanted is None:
+            wanted = load_limits(settings.limits).document.trackers or ()
+        found = look(wanted)
+    except LimitsError as error:
+        _fail(Exit.USAGE, str(error))
     except OSError as error:
         _fail(Exit.FAILED, f"{error}; probe needs root")
     if as_json:

@@ -22,19 +22,20 @@ def print_probe(probe: Probe, console: Console) -> None:
         there = "[green]yes[/]" if feature.there else ("[red]no[/]" if feature.needed else "[dim]no[/]")
         table.add_row(feature.name, there, "yes" if feature.needed else "", feature.purpose)
     console.print(table)
-    table = Table(title="Trackers", title_justify="left")
-    for column in ("tracker", "kernel allows", "chosen", "why"):
+    table = Table(title=f"Trackers (wanted: {probe.trackers_wanted})", title_justify="left")
+    for column in ("tracker", "possible", "chosen", "what it gives, or what is missing"):
         table.add_column(column)
     for tracker in probe.trackers:
-        chosen = "[green]chosen[/]" if tracker.chosen else ""
-        table.add_row(tracker.name, "yes" if tracker.kernel_allows else "no", chosen, tracker.why)
+        chosen = "[green]chosen[/]" if tracker.chosen else ("" if tracker.wanted else "not wanted")
+        table.add_row(tracker.name, "yes" if tracker.possible else "no", chosen, escape(tracker.detail))
     console.print(table)
+    console.print(f"tracker: [bold]{probe.tracker or 'none'}[/] ({probe.tracker_why})")
     console.print(f"freeze method: [bold]{probe.freeze_method}[/] ({probe.freeze_why})")
     if not probe.vmms:
         console.print("No QEMU process was found.")
         return
     table = Table(title="VMMs", title_justify="left")
-    for column in ("name", "pid", "memory", "regions", "served", "what was found"):
+    for column in ("name", "pid", "memory", "regions", "served", "tracker", "freeze"):
         table.add_column(column, justify="right" if column in ("pid", "memory", "regions") else "left")
     for vmm in probe.vmms:
         if vmm.served_by_pid:
@@ -44,8 +45,20 @@ def print_probe(probe: Probe, console: Console) -> None:
         else:
             served = "possible"
         memory = format_size(vmm.memory_bytes) if vmm.memory_bytes else "-"
-        table.add_row(escape(vmm.name), str(vmm.pid), memory, str(vmm.regions), served, escape(vmm.sentence))
+        used = f"{vmm.tracker or 'none'}, in use" if vmm.tracker_in_use else vmm.tracker or "-"
+        name, freeze = escape(vmm.name), vmm.freeze_method or "-"
+        table.add_row(name, str(vmm.pid), memory, str(vmm.regions), served, used, freeze)
     console.print(table)
+    of_host = {(tracker.name, tracker.possible, tracker.detail) for tracker in probe.trackers}
+    for vmm in probe.vmms:
+        console.print(f"{escape(vmm.name)}: {escape(vmm.sentence)}")
+        if vmm.tracker_why:
+            console.print(f"  tracker {vmm.tracker or 'none'}: {escape(vmm.tracker_why)}")
+        for tracker in vmm.trackers:
+            # What holds for the whole host stands above.
+            if (tracker.name, tracker.possible, tracker.detail) not in of_host:
+                possible = "possible" if tracker.possible else "not possible"
+                console.print(f"  {tracker.name} for this VM: {possible}; {escape(tracker.detail)}")
 
 
 def print_status(status: dict[str, Any], console: Console) -> None:

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `probe` says of trackers, on hosts and of VMs that this machine does not have."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import pytest
+from rich.console import Console
+
+from frostline.agent import probe as probing
+from frostline.agent.cli.output import print_probe
+from frostline.agent.discovery import Vmm
+from frostline.agent.probe import Probe, VmmFinding, in_use, probe
+from frostline.agent.procfs import ProcessId
+from frostline.agent.trackers import KNOWN
+from frostline.native import (
+    Freeze,
+    Inspection,
+    KernelFeatures,
+    NativeError,
+    Refusal,
+    Status,
+    Tracker,
+    TrackerProbe,
+    probe_kernel,
+)
+from tests.unit.agent.doubles import GIB, a_status
+
+SERVED, FREE, REFUSED, BROKEN = 11, 12, 13, 14
+
+
+@dataclass
+class World:
+    """A host: what its kernel allows for any VM and for single ones, and what is found at them."""
+
+    possible: set[Tracker] = field(default_factory=lambda: {Tracker.RWP, Tracker.ZAP})
+    impossible_at: dict[int, Tracker] = field(default_factory=dict)
+    status: Status = field(default_factory=lambda: a_status(tracker=Tracker.RWP, freeze=Freeze.RWP))
+
+    def probe_trackers(self, pid: int = 0) -> tuple[TrackerProbe, ...]:
+        gone = self.impossible_at.get(pid)
+        return tuple(
+            TrackerProbe(
+                tracker, tracker in self.possible and tracker is not gone, f"{tracker.word} at {gone or 'any'}"
+            )
+            for tracker in KNOWN
+        )
+
+    def inspect(self, pid: int) -> Inspection:
+        if pid == BROKEN:
+            raise NativeError(5, "cannot inspect process 14: Input/output error")
+        refusal = {SERVED: Refusal.ALREADY_SERVED, REFUSED: Refusal.LOCKED}.get(pid, Refusal.NONE)
+        served_by = 99 if pid == SERVED else 0
+        return Inspection(refusal, (), GIB, 1, 0, 0, served_by, pid == SERVED, "it is locked" if pid == REFUSED else "")
+
+    def look(self, wanted: tuple[Tracker, ...] = ()) -> tuple[Probe, dict[int, VmmFinding]]:
+        found = probe(wanted)
+        return found, {vmm.pid: vmm for vmm in found.vmms}
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+
+    class FakeView:
+        def __init__(self, pid: int) -> None:
+            if pid != SERVED:
+                raise NativeError(2, "no vault")
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        ) -> None:
+            return
+
+        def status(self) -> Status:
+            return world.status
+
+    class FakeDiscovery:
+        def sweep(self) -> list[Vmm]:
+            return [Vmm(ProcessId(pid, 1), f"vm-{pid}", "", "/usr/bin/qemu") for pid in (SERVED, FREE, REFUSED, BROKEN)]
+
+    flags = dict.fromkeys(KernelFeatures.__dataclass_fields__, True)
+    del flags["raw_features"]
+    monkeypatch.setattr(probing, "probe_kernel", lambda: KernelFeatures(**flags, raw_features=0))
+    monkeypatch.setattr(probing, "probe_trackers", world.probe_trackers)
+    monkeypatch.setattr(probing, "inspect", world.inspect)
+    monkeypatch.setattr(probing, "View", FakeView)
+    monkeypatch.setattr(probing, "Discovery", FakeDiscovery)
+    return world
+
+
+def test_the_host_says_what_is_possible_chosen_and_why(world: World) -> None:
+    found, _ = world.look()
+    assert [(each.name, each.possible, each.chosen) for each in found.trackers] == [
+        ("rwp", True, True),
+        ("zap", True, False),
+        ("idle", False, False),
+        ("damon", False, False),
+    ]
+    assert found.tracker_why == "the first of rwp,zap,idle,damon that is possible here"
+    assert (found.tracker, found.freeze_method, found.trackers_wanted) == ("rwp", "rwp", "auto")
+    forced, _ = world.look((Tracker.DAMON, Tracker.ZAP))
+    assert (forced.tracker, forced.freeze_method, forced.trackers_wanted) == ("zap", "wp", "damon,zap")
+    assert [each.wanted for each in forced.trackers] == [False, True, False, True]
+    none, _ = world.look((Tracker.IDLE,))
+    assert (none.tracker, none.tracker_why) == ("", "none of idle is possible here")
+
+
+def test_a_vm_that_is_served_says_what_is_in_use_and_one_that_is_not_what_would_be(world: World) -> None:
+    world.impossible_at[FREE] = Tracker.RWP
+    _, vmms = world.look()
+    served, free = vmms[SERVED], vmms[FREE]
+    assert (served.tracker, served.tracker_in_use, served.freeze_method) == ("rwp", True, "rwp")
+    assert served.tracker_why == "rwp is in use; the first of rwp,zap,idle,damon that is possible here"
+    assert (free.tracker, free.tracker_in_use, free.freeze_method) == ("zap", False, "wp")
+    assert [each.name for each in free.trackers if each.chosen] == ["zap"]
+    assert len(served.trackers) == len(free.trackers) == len(KNOWN)
+
+
+def test_a_refused_and_an_unreadable_vm_use_none(world: World) -> None:
+    _, vmms = world.look()
+    refused, broken = vmms[REFUSED], vmms[BROKEN]
+    assert (refused.refusal, refused.tracker, refused.freeze_method) == ("locked", "", "")
+    assert not any(each.chosen for each in refused.trackers) and any(each.possible for each in refused.trackers)
+    assert broken.refusal == "internal" and "Input/output error" in broken.sentence and not broken.trackers
+
+
+def test_another_choice_says_how_to_get_it() -> None:
+    zap = a_status(tracker=Tracker.ZAP, freeze=Freeze.WP)
+    assert "release" in in_use(zap, Tracker.RWP, "the first of all")
+    away = a_status(tracker=Tracker.ZAP, freeze=Freeze.WP, evicted_pages=1)
+    assert "drain the VM, then release it" in in_use(away, Tracker.RWP, "the first of all")
+    assert "drain" not in in_use(away, Tracker.IDLE, "the first of all")
+    switched = a_status(tracker=Tracker.NONE, freeze=Freeze.WP, tracker_switches=3)
+    said = in_use(switched, Tracker.NONE, "none of damon is possible here")
+    assert "no tracker works now" in said and "failed 3 times" in said and "none of damon" in said
+
+
+def test_people_read_it_on_a_narrow_terminal_and_programs_as_json(world: World) -> None:
+    world.impossible_at[FREE] = Tracker.RWP
+    found, _ = world.look()
+    console = Console(file=io.StringIO(), width=80)
+    print_probe(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "tracker: rwp (the first of rwp,zap,idle,damon that is possible here)" in " ".join(text.split())
+    assert "rwp, in use" in text and "vm-13: it is locked" in text
+    assert "rwp for this VM: not possible; rwp at" in " ".join(text.split())
+    assert json.loads(json.dumps(found.document()))["vmms"][0]["trackers"][0]["name"] == "rwp"
+
+
+def test_this_machine_can_be_probed() -> None:
+    found = probe()
+    assert {each.name for each in found.trackers} <= {tracker.word for tracker in KNOWN}
+    assert all(each.detail for each in found.trackers) and len(found.trackers) >= 2
+    assert (found.tracker == "") == (not any(each.possible for each in found.trackers))
+    assert {feature.name: feature.there for feature in found.features}["pagemap_scan"] is probe_kernel().pagemap_scan
