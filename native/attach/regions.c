@@ -274,7 +274,7 @@ static int check_flags(const struct fl_proc_map *map, const char *flags, uint64_
         check->refusal = FL_REFUSAL_HUGETLB;
     } else if (strstr(flags, " lo")) {
         check->refusal = FL_REFUSAL_LOCKED;
-    } else if (strstr(flags, " um") || strstr(flags, " uw") || strstr(flags, " ui")) {
+    } else if (strstr(flags, " um") || strstr(flags, " uw") || strstr(flags, " ui") || strstr(flags, " ur")) {
         check->refusal = FL_REFUSAL_FOREIGN_UFFD;
     }
     return check->refusal != 0;

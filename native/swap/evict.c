@@ -260,6 +260,7 @@ static int evict_batch(struct fl_evictor *evictor, struct batch *batch, struct f
 static int enter_sync(struct fl_vm *vm, uint64_t *since_ns) {
     int error = fl_uffd_sync(vm, true);
     *since_ns = fl_now();
+    FL_COUNT(vm, sync_windows, vm->freeze == FL_FREEZE_RWP);
     return error;
 }
 

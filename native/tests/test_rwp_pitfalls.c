@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What goes wrong with read-write protection when it is used as it suggests itself, and that our way does not do it. Each
+ * part first shows the trouble (if it could not be shown, the check would be worth nothing), then its absence.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "attach/gate.h"
+#include "base/clock.h"
+#include "base/kernel.h"
+#include "base/log.h"
+#include "pager/serve.h"
+#include "swap/bring.h"
+#include "swap/evict.h"
+#include "swap/fault.h"
+#include "swap/uffd.h"
+#include "track/age.h"
+#include "victim.h"
+
+#define PAGES 64u
+#define SYNC_PAGES_MIN 4u /* the smallest batch of an eviction, and so of a time in sync mode */
+
+struct served {
+    struct victim victim;
+    struct fl_vm vm;
+    struct fl_fault_server *faults;
+    struct fl_evictor *evictor;
+    struct fl_bringer *bringer;
+    struct fl_gate *gate;
+};
+
+static void serve(struct served *s, uint32_t threads, uint64_t seed) {
+    struct fl_options options = {.fault_threads = 2, .scan_interval_ms = 10000, .stall_target_permille = 1000};
+    struct fl_refused why = {0};
+    memset(s, 0, sizeof(*s));
+    s->victim = victim_start(PAGES, threads, seed);
+    s->victim.shared->pause_us = 0;
+    options.vmm_pid = (int)s->victim.pid;
+    CHECK(fl_tracker_list_parse("rwp", &options.trackers), "no tracker rwp");
+    CHECK(fl_serve_begin(&s->vm, &options, &why) == 0, "attach: %s", why.detail);
+    CHECK(s->vm.freeze == FL_FREEZE_RWP, "registered for %s", fl_freeze_name(s->vm.freeze));
+    CHECK(fl_fault_start(&s->vm, options.fault_threads, &s->faults) == 0, "fault threads");
+    fl_serve_began(&s->vm, fl_now());
+    CHECK(fl_evictor_create(&s->vm, &s->evictor) == 0 && fl_bringer_create(&s->vm, &s->bringer) == 0, "parts");
+    CHECK(fl_gate_open(s->vm.pid, s->vm.vault.base + s->vm.vault.gate_offset, &s->vm.vault.header->attachment,
+                       &s->gate) == 0,
+          "gate");
+}
+
+static void serve_no_more(struct served *s) {
+    kill(s->victim.pid, SIGKILL);
+    fl_gate_close(s->gate);
+    fl_evictor_destroy(s->evictor);
+    fl_bringer_destroy(s->bringer);
+    fl_fault_stop(s->faults);
+    fl_serve_close(&s->vm);
+    (void)waitpid(s->victim.pid, NULL, 0);
+}
+
+static uint64_t address_of(struct served *s, uint64_t page) {
+    return fl_address_of_page(&s->vm, 0, fl_region(&s->vm, 0)->first_page + page);
+}
+
+static int evict_all(struct served *s, struct fl_evicted *done) {
+    uint64_t all[FL_WINDOW_PAGES / 64];
+    memset(all, 0xff, sizeof(all));
+    for (uint64_t page = 0; page < PAGES; page++) {
+        fl_entry rejected = fl_entry_make(FL_PAGE_RESIDENT, FL_TIER_REJECTED, 0);
+        (void)fl_swap_entry(&s->vm, fl_region(&s->vm, 0)->first_page + page, &rejected, 0);
+    }
+    return fl_evict_window(s->evictor, 0, fl_region(&s->vm, 0)->first_page, PAGES, all, done);
+}
+
+/* Pages stay in the file, and the VMM's page tables know nothing of them: as after reclaim by the host. */
+static void unmap_pages(struct served *s) {
+    struct fl_gate_call call = {.nr = SYS_madvise, .args = {address_of(s, 0), PAGES * FL_PAGE_SIZE, MADV_DONTNEED}};
+    (void)fl_gate_run(s->gate, &call, 1, 200 * FL_NS_PER_MS, NULL, NULL);
+}
+
+/* ---- a write to a page that is in the file, but not mapped -------------------------------------------------- */
+
+/* Evictions of unmapped pages against writers. Returns how many pages were read back wrong. */
+static uint64_t evict_unmapped(struct served *s, uint64_t wanted) {
+    struct fl_evicted done = {0};
+    uint64_t until = fl_now() + 60 * FL_NS_PER_SECOND;
+    while (done.pages < wanted && fl_now() < until && atomic_load(&s->victim.shared->errors) == 0) {
+        /* The event of this would have our own pages forgotten: they must all be in the file. */
+        uint64_t allowance = PAGES, brought = 0;
+        (void)fl_bring_range(s->bringer, 0, fl_region(&s->vm, 0)->first_page, PAGES, UINT8_MAX, false, &allowance,
+                             &brought);
+        for (uint64_t page = 0; page < PAGES; page++) {
+            fl_entry ours = fl_entry_make(FL_PAGE_RESIDENT, FL_TIER_BROUGHT, 0);
+            (void)fl_swap_entry(&s->vm, fl_region(&s->vm, 0)->first_page + page, &ours, 0);
+        }
+        if (FL_READ(&s->vm, evicted_pages) == 0)
+            unmap_pages(s);
+        (void)evict_all(s, &done);
+    }
+    return atomic_load(&s->victim.shared->errors);
+}
+
+static void unmapped_pages(uint64_t seed) {
+    static struct served s;
+    serve(&s, 2, seed);
+    struct uffdio_register without = {.range = {.start = address_of(&s, 0), .len = PAGES * FL_PAGE_SIZE},
+                                      .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_RWP};
+    CHECK(ioctl(s.vm.uffd, UFFDIO_UNREGISTER, &without.range) == 0, "unregister: %s", strerror(errno));
+    CHECK(ioctl(s.vm.uffd, UFFDIO_REGISTER, &without) == 0, "register without MINOR: %s", strerror(errno));
+    uint64_t lost = evict_unmapped(&s, 200000);
+    CHECK(lost > 0, "without MINOR nothing was lost: this test shows nothing");
+    serve_no_more(&s);
+
+    serve(&s, 2, seed + 1);
+    uint64_t wrong = evict_unmapped(&s, rounds(3000, 500));
+    wrong += victim_verify(&s.victim, 60);
+    printf("write to a cached, unmapped page: lost without MINOR, %llu lost with it; %llu mapped by us\n",
+           (unsigned long long)wrong, (unsigned long long)FL_READ(&s.vm, minor_faults));
+    CHECK(wrong == 0 && FL_READ(&s.vm, minor_faults) > 0, "page %llu read wrong",
+          (unsigned long long)s.victim.shared->first_error - 1);
+    serve_no_more(&s);
+}
+
+/* ---- pages filled in after the scan -------------------------------------------------------------------------- */
+
+static void filled_after_scan(uint64_t seed) {
+    static struct served s;
+    struct fl_tracker *tracker;
+    struct fl_age_counts counts;
+    uint64_t stop_ns;
+    serve(&s, 0, seed);
+    CHECK(fl_tracker_rwp.create(&s.vm, s.faults, &tracker) == 0, "tracker");
+    for (int scan = 0; scan < 3; scan++) {
+        CHECK(fl_tracker_rwp.arm(tracker, &stop_ns) == 0, "arm");
+        CHECK(fl_age_scan(&s.vm, &fl_tracker_rwp, tracker, &counts) == 0, "scan");
+    }
+    const uint8_t *ages = s.vm.vault.ages + fl_region(&s.vm, 0)->first_page;
+    CHECK(ages[5] >= 2 && ages[40] >= 2, "untouched pages have ages %u and %u", ages[5], ages[40]);
+    /* Freed, and filled anew by a touch: as old in its place as it was, and not to be taken for cold. */
+    victim_order(&s.victim, VICTIM_REMOVE, 0, 16, 10);
+    victim_order(&s.victim, VICTIM_VERIFY, 0, 0, 30);
+    CHECK(ages[5] == 0, "a page filled in after the scan has age %u", ages[5]);
+    fl_tracker_rwp.destroy(tracker);
+    printf("pages filled in after the scan: young\n");
+    serve_no_more(&s);
+}
+
+/* ---- a hole read through another mapping of the file ----------------------------------------------------------- */
+
+static uint64_t blocks_of(int fd) {
+    struct stat status;
+    CHECK(fstat(fd, &status) == 0, "fstat");
+    return (uint64_t)status.st_blocks;
+}
+
+static void holes_stay_holes(uint64_t seed) {
+    static struct served s;
+    struct fl_evicted done = {0};
+    struct fl_tracker *tracker;
+    struct fl_age_counts counts;
+    uint64_t stop_ns;
+    serve(&s, 0, seed);
+    CHECK(evict_all(&s, &done) == 0 && done.pages > PAGES / 2, "%llu evicted", (unsigned long long)done.pages);
+    uint64_t before = blocks_of(s.vm.memory[0].fd);
+    CHECK(fl_tracker_rwp.create(&s.vm, s.faults, &tracker) == 0, "tracker");
+    for (int scan = 0; scan < 3; scan++) {
+        CHECK(fl_tracker_rwp.arm(tracker, &stop_ns) == 0, "arm");
+        CHECK(fl_age_scan(&s.vm, &fl_tracker_rwp, tracker, &counts) == 0, "scan");
+    }
+    CHECK(evict_all(&s, &done) == 0, "evict again");
+    CHECK(blocks_of(s.vm.memory[0].fd) <= before, "scans and evictions filled holes");
+    fl_tracker_rwp.destroy(tracker);
+    /* And what would have happened. */
+    uint64_t page = 0;
+    while (fl_entry_state(atomic_load(fl_slot(&s.vm, fl_region(&s.vm, 0)->first_page + page))) != FL_PAGE_EVICTED)
+        page++;
+    int fd = memfd_create("hole", MFD_CLOEXEC);
+    CHECK(fd >= 0 && ftruncate(fd, FL_PAGE_SIZE) == 0, "memfd");
+    volatile uint8_t *mapping = mmap(NULL, FL_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+    CHECK(mapping != MAP_FAILED && mapping[0] == 0, "a hole is not zero");
+    CHECK(blocks_of(fd) > 0, "a read through a mapping left the hole a hole: this test shows nothing");
+    close(fd);
+    CHECK(victim_verify(&s.victim, 60) == 0, "read wrong");
+    printf("holes: three scans and an eviction left them alone\n");
+    serve_no_more(&s);
+}
+
+/* ---- messages that come late or twice, and SET_MODE ------------------------------------------------------------- */
+
+static void late_messages(uint64_t seed) {
+    static struct served s;
+    struct fl_evicted done = {0};
+    serve(&s, 2, seed);
+    uint64_t wanted = rounds(4000, 500), windows = 0;
+    for (; done.pages < wanted && windows < 100000; windows++) {
+        int error = evict_all(&s, &done);
+        CHECK(error == 0 || error == -EAGAIN, "evict: %s", strerror(-error));
+    }
+    uint64_t errors = victim_verify(&s.victim, 60), switches = FL_READ(&s.vm, sync_windows);
+    printf("%llu pages evicted in %llu times of sync mode, %llu cancelled, %llu late messages, longest %llu us: %llu "
+           "lost\n",
+           (unsigned long long)done.pages, (unsigned long long)switches,
+           (unsigned long long)FL_READ(&s.vm, evictions_cancelled), (unsigned long long)FL_READ(&s.vm, stale_messages),
+           (unsigned long long)FL_READ(&s.vm, sync_max_ns) / 1000, (unsigned long long)errors);
+    CHECK(errors == 0, "page %llu read wrong", (unsigned long long)s.victim.shared->first_error - 1);
+    CHECK(FL_READ(&s.vm, stale_messages) > 0, "no message came late: this test shows nothing");
+    CHECK(switches * SYNC_PAGES_MIN <= done.pages + FL_READ(&s.vm, evictions_cancelled) + windows * SYNC_PAGES_MIN,
+          "SET_MODE by the page");
+    serve_no_more(&s);
+}
+
+/* ---- brought back by us: accessible, and yet not touched ---------------------------------------------------------- */
+
+static void brought_back(uint64_t seed) {
+    static struct served s;
+    struct fl_tracker *tracker;
+    struct fl_age_counts counts;
+    struct fl_evicted done = {0};
+    uint64_t stop_ns, allowance = PAGES, brought = 0, hot[1];
+    serve(&s, 0, seed);
+    CHECK(fl_tracker_rwp.create(&s.vm, s.faults, &tracker) == 0, "tracker");
+    for (int scan = 0; scan < 3; scan++) {
+        CHECK(fl_tracker_rwp.arm(tracker, &stop_ns) == 0, "arm");
+        CHECK(fl_age_scan(&s.vm, &fl_tracker_rwp, tracker, &counts) == 0, "scan");
+    }
+    uint64_t first = fl_region(&s.vm, 0)->first_page;
+    const uint8_t *ages = s.vm.vault.ages + first;
+    uint8_t age = ages[10];
+    CHECK(evict_all(&s, &done) == 0, "evict");
+    CHECK(fl_tracker_rwp.arm(tracker, &stop_ns) == 0, "arm");
+    CHECK(fl_bring_range(s.bringer, 0, first, PAGES, UINT8_MAX, false, &allowance, &brought) == 0 && brought > 0,
+          "back");
+    CHECK(fl_tracker_rwp.harvest(tracker, 0, first, PAGES, hot) == 0 && hot[0] != 0,
+          "what UFFDIO_COPY filled does not look accessed: this test shows nothing");
+    CHECK(fl_age_scan(&s.vm, &fl_tracker_rwp, tracker, &counts) == 0, "scan");
+    CHECK(ages[10] > age, "a page that we brought back went from age %u to %u", age, ages[10]);
+    CHECK(counts.accessed == 0, "%llu accesses by nobody", (unsigned long long)counts.accessed);
+    fl_tracker_rwp.destroy(tracker);
+    printf("%llu pages brought back: their ages go on\n", (unsigned long long)brought);
+    serve_no_more(&s);
+}
+
+/* ---- another process with the same memory ---------------------------------------------------------------------------- */
+
+struct mapper {
+    _Atomic(uint32_t) mapped, look, looked;
+    uint64_t sum; /* of the page that was punched */
+};
+
+static void map_and_look(struct mapper *mapper, int fd) {
+    const uint8_t *mapping = mmap(NULL, PAGES * FL_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+    atomic_store(&mapper->mapped, mapping != MAP_FAILED);
+    for (int i = 0; i < 10000 && !atomic_load(&mapper->look); i++)
+        sleep_ms(1);
+    for (size_t i = 0; i < FL_PAGE_SIZE; i++)
+        mapper->sum += mapping[3 * FL_PAGE_SIZE + i];
+    atomic_store(&mapper->looked, 1);
+    _exit(0);
+}
+
+static void other_mapping(uint64_t seed) {
+    struct victim victim = victim_start(PAGES, 0, seed);
+    struct fl_inspection found;
+    char path[64];
+    uint64_t inode;
+    CHECK(fl_inspect((int)victim.pid, &found) == 0 && found.refusal == FL_REFUSAL_NONE, "inspect: %s", found.detail);
+    inode = found.regions[0].inode;
+    int fd = -1;
+    for (int number = 3; number < 64 && fd < 0; number++) {
+        struct stat status;
+        snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)victim.pid, number);
+        if (stat(path, &status) == 0 && status.st_ino == inode)
+            fd = open(path, O_RDWR | O_CLOEXEC);
+    }
+    CHECK(fd >= 0, "the memfd of the victim");
+    /* Not a child of ours: those are passed over, as a pager's own helpers are. */
+    struct mapper *mapper = mmap(NULL, sizeof(*mapper), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(mapper != MAP_FAILED, "mmap");
+    pid_t between = fork();
+    if (between == 0 && fork() == 0)
+        map_and_look(mapper, fd);
+    if (between == 0)
+        _exit(0);
+    (void)waitpid(between, NULL, 0);
+    for (int i = 0; i < 5000 && !atomic_load(&mapper->mapped); i++)
+        sleep_ms(1);
+    CHECK(fl_inspect((int)victim.pid, &found) == 0 && found.refusal == FL_REFUSAL_OTHER_MAPPER,
+          "a VM with a second mapper is %s", fl_refusal_name(found.refusal));
+    CHECK(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 3 * FL_PAGE_SIZE, FL_PAGE_SIZE) == 0, "punch");
+    atomic_store(&mapper->look, 1);
+    for (int i = 0; i < 5000 && !atomic_load(&mapper->looked); i++)
+        sleep_ms(1);
+    CHECK(atomic_load(&mapper->looked) && mapper->sum == 0,
+          "a hole does not read as zeros elsewhere: this test shows nothing");
+    printf("another mapping: refused (%s)\n", fl_refusal_name(found.refusal));
+    kill(victim.pid, SIGKILL);
+}
+
+int main(int argc, char **argv) {
+    struct fl_kernel_features kernel;
+    need_paging();
+    if (fl_probe_kernel(&kernel) || !kernel.rwp) {
+        printf("skipped: this kernel's userfaultfd has no RWP (CONFIG_USERFAULTFD_RWP, Linux 7.3)\n");
+        return 77;
+    }
+    uint64_t seed = seed_of(argc, argv);
+    fl_log_setup(FL_LOG_ERROR, 0);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    unmapped_pages(seed);
+    filled_after_scan(seed);
+    holes_stay_holes(seed);
+    late_messages(seed);
+    brought_back(seed);
+    other_mapping(seed);
+    return 0;
+}
