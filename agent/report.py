@@ -10,7 +10,7 @@ from typing import Final
 
 from frostline.agent.procfs import HostMemory, ProcessId, shared_resident_bytes
 from frostline.agent.vm import Phase, Vm
-from frostline.native import AGE_BIN_EDGES, AGE_BINS, PAGE_BYTES, Refusal, State, Status, Why
+from frostline.native import AGE_BIN_EDGES, AGE_BINS, PAGE_BYTES, Freeze, Refusal, State, Status, Tracker, Why
 from frostline.v1 import common_pb2, session_pb2
 
 Reason = common_pb2.Reason
@@ -133,7 +133,10 @@ def vm_state(vm: Vm, promotions_per_minute: tuple[float, ...]) -> common_pb2.VmS
     leased = status.lease_remaining_seconds()
     state.holding_back = holding_back(vm, status)
     state.memory_bytes = status.memory_bytes
+    state.tracker = _tracker(status.tracker)
+    state.freeze_method = _freeze_method(status.freeze)
     state.resident_bytes = status.resident_bytes
+    state.swapped_bytes = status.swapped_bytes
     state.evicted_bytes = status.evicted_bytes
     state.evicted_zero_bytes = status.evicted_zero_pages * PAGE_BYTES
     state.evicted_same_bytes = status.evicted_same_pages * PAGE_BYTES
@@ -159,6 +162,16 @@ def vm_state(vm: Vm, promotions_per_minute: tuple[float, ...]) -> common_pb2.VmS
 def _refusal(refusal: Refusal) -> common_pb2.Refusal.ValueType:
     """The numbers are the same on both sides; a test holds them together."""
     return common_pb2.Refusal.Value(f"REFUSAL_{refusal.name}") if refusal else common_pb2.REFUSAL_UNSPECIFIED
+
+
+def _tracker(tracker: Tracker) -> common_pb2.Tracker.ValueType:
+    name = tracker.name if tracker else "UNSPECIFIED"
+    return common_pb2.Tracker.Value(f"TRACKER_{name}")
+
+
+def _freeze_method(freeze: Freeze) -> common_pb2.FreezeMethod.ValueType:
+    name = freeze.name if freeze else "UNSPECIFIED"
+    return common_pb2.FreezeMethod.Value(f"FREEZE_METHOD_{name}")
 
 
 def _unattached_reason(vm: Vm) -> common_pb2.Reason.ValueType:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from frostline.controller.cli.words import host_word, mode_word, pager_word, reason_word, refusal_word
+from frostline.controller.cli.words import (
+    freeze_method_word,
+    host_word,
+    mode_word,
+    pager_word,
+    reason_word,
+    refusal_word,
+    tracker_word,
+)
 from frostline.v1 import common_pb2, operator_pb2
 
 Json = dict[str, Any]
@@ -76,6 +84,7 @@ def vm_document(vm: operator_pb2.Vm) -> Json:
         "holding_back": reason_word(state.holding_back) or None,
         "memory_bytes": state.memory_bytes or identity.memory_bytes,
         "resident_bytes": state.resident_bytes,
+        "swapped_bytes": state.swapped_bytes,
         "evicted_bytes": state.evicted_bytes,
         "evicted_zero_bytes": state.evicted_zero_bytes,
         "evicted_same_bytes": state.evicted_same_bytes,
@@ -95,6 +104,8 @@ def vm_document(vm: operator_pb2.Vm) -> Json:
         "decision": decision_document(vm.decision) if vm.HasField("decision") else None,
         "ack": ack_document(vm.ack) if vm.HasField("ack") else None,
         "brake_permille": state.brake_permille,
+        "tracker": tracker_word(state.tracker) or None,
+        "freeze_method": freeze_method_word(state.freeze_method) or None,
         "scan_interval_seconds": state.scan_interval_seconds,
         "fault_p50_ns": state.fault_p50_ns,
         "fault_p99_ns": state.fault_p99_ns,

@@ -17,11 +17,13 @@ from frostline.controller.cli.tables import ago, budgets_differ, name_of, nanose
 from frostline.controller.cli.words import (
     REASON_SENTENCES,
     clean,
+    freeze_method_word,
     mode_word,
     pager_word,
     reason_word,
     refusal_word,
     style_of,
+    tracker_word,
 )
 from frostline.v1 import common_pb2, operator_pb2
 from frostline.wire.units import format_duration, format_size
@@ -61,7 +63,7 @@ def _memory_bar(vm: operator_pb2.Vm, screen: Screen) -> Text:
     state, glyphs = vm.state, screen.glyphs
     width = min(100, screen.width)
     memory = state.memory_bytes or vm.identity.memory_bytes
-    untouched = max(0, memory - state.resident_bytes - state.evicted_bytes)
+    untouched = _untouched(state, memory)
     if not memory:
         return Text("")
     return stacked_bar(
@@ -75,10 +77,14 @@ def _memory_bar(vm: operator_pb2.Vm, screen: Screen) -> Text:
     )
 
 
+def _untouched(state: common_pb2.VmState, memory_bytes: int) -> int:
+    return max(0, memory_bytes - state.resident_bytes - state.swapped_bytes - state.evicted_bytes)
+
+
 def _facts(vm: operator_pb2.Vm, screen: Screen) -> Iterator[tuple[str, Text]]:
     identity, state = vm.identity, vm.state
     memory = state.memory_bytes or identity.memory_bytes
-    untouched = max(0, memory - state.resident_bytes - state.evicted_bytes)
+    untouched = _untouched(state, memory)
     yield (
         "memory",
         Text.assemble(
@@ -91,6 +97,8 @@ def _facts(vm: operator_pb2.Vm, screen: Screen) -> Iterator[tuple[str, Text]]:
             f"{format_size(untouched)} untouched",
         ),
     )
+    if state.swapped_bytes:
+        yield "swapped", Text(f"{format_size(state.swapped_bytes)} that the host kernel itself has swapped out")
     yield "saved", Text(_saved(state))
     yield "working set", Text(f"{format_size(state.working_set_bytes)} touched in the last 120 s")
     yield "budget", _budget(vm)
@@ -104,6 +112,8 @@ def _facts(vm: operator_pb2.Vm, screen: Screen) -> Iterator[tuple[str, Text]]:
     yield "away as", Text(_tiers(state))
     yield "faults", Text(_faults(state))
     yield "pager", Text(_pager(state))
+    if state.pager_state:
+        yield "tracker", _tracker(state)
     errors = _errors(state.counters)
     if errors:
         yield "damage", Text(errors, style="bold red")
@@ -181,6 +191,24 @@ def _pager(state: common_pb2.VmState) -> str:
         f"{word}, pid {state.pager_pid}, attached {ago(state.attached_seconds)}, "
         f"{state.counters.scans:,} scans{every}, {state.counters.evictions:,} evictions{brake}{took_over}"
     )
+
+
+def _tracker(state: common_pb2.VmState) -> Text:
+    """How accesses are seen, and what that has cost."""
+    counters = state.counters
+    word, freeze = tracker_word(state.tracker), freeze_method_word(state.freeze_method)
+    text = Text(word) if word else Text("none works now: ages stand still", style="yellow")
+    if freeze:
+        text.append(f", freezes by {freeze}")
+    if counters.scans and (counters.arm_ns or counters.harvest_ns):
+        arm, harvest = (
+            nanoseconds(counters.arm_ns // counters.scans),
+            nanoseconds(counters.harvest_ns // counters.scans),
+        )
+        text.append(f"; a scan takes {arm} to arm and {harvest} to harvest")
+    if counters.tracker_switches:
+        text.append(f"; others failed {counters.tracker_switches:,} times before", style="yellow")
+    return text
 
 
 def _errors(counters: common_pb2.Counters) -> str:

@@ -41,6 +41,14 @@ def pager_word(number: int) -> str:
     return _word(common_pb2.PagerState.DESCRIPTOR, "PAGER_STATE_", number)
 
 
+def tracker_word(number: int) -> str:
+    return _word(common_pb2.Tracker.DESCRIPTOR, "TRACKER_", number)
+
+
+def freeze_method_word(number: int) -> str:
+    return _word(common_pb2.FreezeMethod.DESCRIPTOR, "FREEZE_METHOD_", number)
+
+
 def host_word(number: int) -> str:
     return _word(operator_pb2.HostState.DESCRIPTOR, "HOST_STATE_", number)
 

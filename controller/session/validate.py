@@ -18,6 +18,7 @@ MAX_MEMORY_BYTES = 1 << 50
 MAX_AGE_SECONDS = 10 * 365 * 86400.0
 MAX_TEXT = 256
 MAX_DETAIL = 512
+MAX_ENUM = 255
 # Epochs count controller starts, versions budget sets: numbers beyond these are made up, and following them
 # would leave no room to count on.
 MAX_EPOCH = 1 << 32
@@ -127,7 +128,7 @@ def state_problem(state: pb.VmState, identity: pb.VmIdentity) -> str:
     memory_bytes = state.memory_bytes or identity.memory_bytes
     if memory_bytes > MAX_MEMORY_BYTES:
         return f"memory_bytes {memory_bytes} is no VM's memory"
-    for field in ("resident_bytes", "evicted_bytes", "working_set_bytes"):
+    for field in ("resident_bytes", "evicted_bytes", "working_set_bytes", "swapped_bytes"):
         if getattr(state, field) > memory_bytes:
             return f"{field} {getattr(state, field)} is more than its memory, {memory_bytes}"
     for field in ("pool_bytes", "stored_bytes", "metadata_bytes"):
@@ -138,6 +139,10 @@ def state_problem(state: pb.VmState, identity: pb.VmIdentity) -> str:
         value = getattr(state, field)
         if not 0.0 <= value <= MAX_AGE_SECONDS:
             return f"{field} {value} is no duration"
+    for field in ("tracker", "freeze_method"):
+        # Numbers that are not known here may be a newer agent's.
+        if not 0 <= getattr(state, field) <= MAX_ENUM:
+            return f"{field} {getattr(state, field)} is no number of one"
     if state.brake_permille > 1000:
         return f"brake_permille {state.brake_permille} is above 1000"
     if len(state.refusal_detail) > MAX_DETAIL:

@@ -11,7 +11,7 @@ from frostline.agent.budgets import Grant, VmFacts
 from frostline.agent.discovery import Vmm
 from frostline.agent.procfs import ProcessId
 from frostline.agent.vm import Phase, Vm
-from frostline.native import AGE_BINS, Command, Record, RecordKind, Refusal, State, Status, Why
+from frostline.native import AGE_BINS, Command, Freeze, Record, RecordKind, Refusal, State, Status, Tracker, Why
 from frostline.native.view import STATUS_FIELDS
 
 GIB = 1 << 30
@@ -24,6 +24,8 @@ def a_status(**changes: Any) -> Status:
         "state": State.ACTIVE,
         "why": Why.NOTHING_COLD,
         "refusal": Refusal.NONE,
+        "tracker": Tracker.ZAP,
+        "freeze": Freeze.WP,
         "pager_pid": 77,
         "pager_alive": True,
         "now_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),

@@ -16,11 +16,13 @@ from frostline.native import (
     LATENCY_BUCKET_EDGES_NS,
     Command,
     CommandKind,
+    Freeze,
     KernelFeatures,
     NativeError,
     Pager,
     Refusal,
     State,
+    Tracker,
     View,
     Why,
     inspect,
@@ -54,6 +56,19 @@ def test_refusals_have_the_numbers_of_the_wire() -> None:
     for refusal in Refusal:
         name = f"REFUSAL_{refusal.name}" if refusal else "REFUSAL_UNSPECIFIED"
         assert common_pb2.Refusal.Value(name) == int(refusal)
+
+
+def test_trackers_and_freezes_have_the_words_of_the_library_and_the_numbers_of_the_wire() -> None:
+    assert all(text(lib.fl_tracker_name(tracker)) == tracker.word for tracker in Tracker)
+    assert all(text(lib.fl_freeze_name(freeze)) == freeze.word for freeze in Freeze)
+    for enum, prefix, ours in (
+        (common_pb2.Tracker.DESCRIPTOR, "TRACKER_", Tracker),
+        (common_pb2.FreezeMethod.DESCRIPTOR, "FREEZE_METHOD_", Freeze),
+    ):
+        numbers = {
+            value.name.removeprefix(prefix).replace("UNSPECIFIED", "NONE"): value.number for value in enum.values
+        }
+        assert numbers == {each.name: int(each) for each in ours}
 
 
 def test_edges_rise() -> None:

@@ -11,7 +11,7 @@ from frostline.agent.budgets import Grant
 from frostline.agent.procfs import HostMemory
 from frostline.agent.report import PromotionRates, ReportBuilder, holding_back, vm_state
 from frostline.agent.vm import Phase
-from frostline.native import AGE_BIN_EDGES, AGE_BINS, Refusal, State, Why
+from frostline.native import AGE_BIN_EDGES, AGE_BINS, Freeze, Refusal, State, Tracker, Why
 from frostline.v1 import common_pb2, session_pb2
 from tests.unit.agent.doubles import GIB, StandInVm, a_status, a_vm, as_managed
 
@@ -85,6 +85,28 @@ def test_a_dead_pager_has_no_state() -> None:
     assert state.pager_state == common_pb2.PAGER_STATE_UNSPECIFIED and state.pager_pid == 0
     corrupt = vm_state(as_managed(a_vm(1, status=a_status(state=State.CORRUPT))), ())
     assert corrupt.pager_state == common_pb2.PAGER_STATE_CORRUPT
+
+
+def test_how_accesses_are_seen_and_what_it_costs_is_reported() -> None:
+    status = a_status(
+        tracker=Tracker.RWP,
+        freeze=Freeze.RWP,
+        tracker_switches=2,
+        minor_faults=3,
+        arm_ns=4,
+        harvest_ns=5,
+        swapped_bytes=6 * 4096,
+    )
+    state = vm_state(as_managed(a_vm(1, status=status)), ())
+    assert (state.tracker, state.freeze_method) == (common_pb2.TRACKER_RWP, common_pb2.FREEZE_METHOD_RWP)
+    assert state.swapped_bytes == 6 * 4096
+    counters = state.counters
+    assert (counters.tracker_switches, counters.minor_faults, counters.arm_ns, counters.harvest_ns) == (2, 3, 4, 5)
+    for tracker in Tracker:
+        for freeze in Freeze:
+            state = vm_state(as_managed(a_vm(1, status=a_status(tracker=tracker, freeze=freeze))), ())
+            assert (state.tracker, state.freeze_method) == (int(tracker), int(freeze))
+    assert vm_state(as_managed(a_vm(1)), ()).tracker == common_pb2.TRACKER_UNSPECIFIED
 
 
 def test_every_why_has_a_reason_and_the_grants_own_reason_explains_a_used_up_budget() -> None:

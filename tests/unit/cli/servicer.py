@@ -210,7 +210,16 @@ def sample_vm(name: str = "web-1", node_id: str = "node-a", **state: Any) -> ope
             fault_p99_ns=45_678,
             pager_pid=4790,
             attached_seconds=755,
-            counters=common_pb2.Counters(scans=377, evictions=201_123, faults=45_120, stall_ns=560_000_000),
+            tracker=common_pb2.TRACKER_RWP,
+            freeze_method=common_pb2.FREEZE_METHOD_RWP,
+            counters=common_pb2.Counters(
+                scans=377,
+                evictions=201_123,
+                faults=45_120,
+                stall_ns=560_000_000,
+                arm_ns=377 * 2_500_000,
+                harvest_ns=377 * 900_000,
+            ),
             histogram=sample_histogram(),
         ),
         decision=operator_pb2.Decision(

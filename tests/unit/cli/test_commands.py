@@ -94,6 +94,8 @@ def test_one_vm_for_people(frostline: Command) -> None:
     assert "granted: 620 MiB may be away" in out
     assert "45,120 served, p50 12.3 us, p99 45.7 us; vCPUs waited 560 ms in all" in out
     assert "488 MiB compressed to 150 MiB, 3.3:1" in out
+    assert "rwp, freezes by rwp; a scan takes 2.5 ms to arm and 900 us to harvest" in out
+    assert "swapped" not in out
 
 
 def test_trouble_is_shown(frostline: Command, server: RunningServer) -> None:
@@ -105,7 +107,12 @@ def test_trouble_is_shown(frostline: Command, server: RunningServer) -> None:
     vm.ack.accepted = False
     vm.ack.reason = common_pb2.REASON_EPOCH
     vm.ack.detail = "epoch 3 is older than 4"
+    vm.state.tracker = common_pb2.TRACKER_UNSPECIFIED
+    vm.state.counters.tracker_switches = 4
+    vm.state.swapped_bytes = 3 * 2**20
     out = frostline("vm", "web-1", width=200).out
+    assert "none works now: ages stand still" in out and "others failed 4 times before" in out
+    assert "3.00 MiB that the host kernel itself has swapped out" in out and "1.00 MiB untouched" in out
     for expected in ("2 checksum errors", "taken over 3 times", "the brake leaves 25 % of the budget", "lease run out"):
         assert expected in out
     assert "not accepted  epoch: epoch 3 is older than 4" in out
@@ -133,6 +140,7 @@ def test_one_vm_for_scripts(frostline: Command) -> None:
         "effective_version": 41,
         "lease_remaining_seconds": 22.4,
     }
+    assert (document["tracker"], document["freeze_method"], document["swapped_bytes"]) == ("rwp", "rwp", 0)
     assert document["decision"]["at"] == "2026-11-23T07:39:02.000Z"
     assert len(document["histogram"]) == 16
     assert document["histogram"][0]["max_age_seconds"] == 2

@@ -40,6 +40,8 @@ def test_every_key_is_documented_and_every_documented_key_exists(
         for enum, prefix in (
             (common_pb2.PagerState.DESCRIPTOR, "PAGER_STATE_"),
             (common_pb2.Reason.DESCRIPTOR, "REASON_"),
+            (common_pb2.Tracker.DESCRIPTOR, "TRACKER_"),
+            (common_pb2.FreezeMethod.DESCRIPTOR, "FREEZE_METHOD_"),
             (operator_pb2.HostState.DESCRIPTOR, "HOST_STATE_"),
         )
         for i in range(len(enum.values))

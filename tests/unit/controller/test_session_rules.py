@@ -146,6 +146,8 @@ def test_a_good_state_and_an_unattached_one() -> None:
         min_age_seconds=[0, 0], resident_bytes=[0, 0], evicted_bytes=[0, 0], promotions_per_minute=[0, 0]
     )
     assert state_problem(pb.VmState(vm_id="a", histogram=unscanned), identity) == ""
+    newer: Any = {"tracker": 17, "freeze_method": 9, "swapped_bytes": GIB}
+    assert state_problem(pb.VmState(vm_id="a", **newer), identity) == ""
     histogram = pb.Histogram(
         min_age_seconds=[0, 10], resident_bytes=[GIB, 0], evicted_bytes=[0, GIB], promotions_per_minute=[0, 0]
     )
@@ -164,6 +166,10 @@ def test_a_good_state_and_an_unattached_one() -> None:
         {"brake_permille": 1001},
         {"refusal_detail": "x" * 1000},
         {"memory_bytes": 2**60},
+        {"swapped_bytes": GIB + 1},
+        {"tracker": -1},
+        {"tracker": 2**31 - 1},
+        {"freeze_method": 256},
     ],
 )
 def test_bad_states(fields: dict[str, Any]) -> None:
