@@ -31,14 +31,14 @@ from frostline.agent.standalone import DEFAULT_DECISION_SECONDS, Standalone
 from frostline.agent.state import StateFile
 from frostline.agent.status import status_document
 from frostline.agent.traces import Traces
-from frostline.agent.trackers import trackers_text
+from frostline.agent.trackers import capabilities, trackers_text
 from frostline.agent.vm import Held, Phase, Vm
 from frostline.native import Command, CommandKind, Tracker
 from frostline.native.binary import pager_path
 from frostline.v1 import session_pb2
 from frostline.wire.telemetry import Telemetry
 
-CAPABILITIES: Final = ("tracker.zap", "freeze.wp", "tier.zero", "tier.same", "tier.ram")
+TIERS: Final = ("tier.zero", "tier.same", "tier.ram")
 TIDY_SECONDS: Final = 60.0
 
 _log: Final = structlog.stdlib.get_logger("frostline.agent")
@@ -235,7 +235,7 @@ class Agent(Daemon):
             boot_id=self._boot_id,
             agent_instance=self._instance,
             protocol_version=PROTOCOL_VERSION,
-            capabilities=CAPABILITIES,
+            capabilities=(*capabilities(), *TIERS),
             vms=[identity(vm) for vm in self._host if reportable(vm)],
             applied_version=self._authority.applied_version,
             highest_epoch=self._authority.highest_epoch,

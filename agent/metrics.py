@@ -27,12 +27,26 @@ class VmMetric:
     description: str
     value: Callable[[Status], float]
     counter: bool = False
+    attributes: Callable[[Status], dict[str, str]] | None = None  # beside who it is
 
 
 VM_METRICS: Final[tuple[VmMetric, ...]] = (
+    VmMetric(
+        "frostline.vm.tracker",
+        "1",
+        "Always 1; how accesses are seen, and how pages are frozen while they are copied out",
+        lambda s: 1,
+        attributes=lambda s: {"tracker": s.tracker.word, "freeze": s.freeze.word},
+    ),
     VmMetric("frostline.vm.memory", "By", "Guest memory of the VM", lambda s: s.memory_bytes),
     VmMetric(
         "frostline.vm.resident", "By", "Guest memory in host RAM, as of the last scan", lambda s: s.resident_bytes
+    ),
+    VmMetric(
+        "frostline.vm.swapped",
+        "By",
+        "Guest memory that the host kernel itself has swapped out, as of the last scan",
+        lambda s: s.swapped_bytes,
     ),
     VmMetric("frostline.vm.evicted", "By", "Guest memory that is away", lambda s: s.evicted_bytes),
     VmMetric("frostline.vm.stored", "By", "Compressed payload in the pool", lambda s: s.stored_bytes),
@@ -63,6 +77,12 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
     ),
     VmMetric("frostline.vm.attach.stop", "s", "How long attaching stopped the VMM", lambda s: s.attach_stop_ns / 1e9),
     VmMetric("frostline.vm.scan.stop.max", "s", "Longest single chunk of a scan", lambda s: s.scan_stop_max_ns / 1e9),
+    VmMetric(
+        "frostline.vm.sync.max",
+        "s",
+        "Longest that a touch of frozen memory could wait, where rwp freezes",
+        lambda s: s.sync_max_ns / 1e9,
+    ),
     VmMetric("frostline.vm.scan.interval", "s", "Time between scans", lambda s: s.scan_interval_ns / 1e9),
     VmMetric("frostline.vm.scan.duration", "s", "How long the last scan took", lambda s: s.last_scan_took_ns / 1e9),
     VmMetric(
@@ -76,6 +96,19 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
     ),
     VmMetric("frostline.vm.scans", "{scan}", "Scans done", lambda s: s.scans, counter=True),
     VmMetric("frostline.vm.scan.failures", "{scan}", "Void scans", lambda s: s.scan_failures, counter=True),
+    VmMetric(
+        "frostline.vm.scan.arm", "s", "Time spent making accesses visible", lambda s: s.arm_ns / 1e9, counter=True
+    ),
+    VmMetric(
+        "frostline.vm.scan.harvest", "s", "Time spent reading accesses", lambda s: s.harvest_ns / 1e9, counter=True
+    ),
+    VmMetric(
+        "frostline.vm.tracker.switches",
+        "{switch}",
+        "Trackers that took over from one that failed",
+        lambda s: s.tracker_switches,
+        counter=True,
+    ),
     VmMetric("frostline.vm.evictions", "{page}", "Pages stored and punched", lambda s: s.evictions, counter=True),
     VmMetric(
         "frostline.vm.evictions.cancelled",
@@ -104,6 +137,13 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
         "{fault}",
         "Touched while frozen, resolved by un-protecting",
         lambda s: s.write_faults,
+        counter=True,
+    ),
+    VmMetric(
+        "frostline.vm.minor_faults",
+        "{fault}",
+        "Touches of pages that were in host RAM but not mapped",
+        lambda s: s.minor_faults,
         counter=True,
     ),
     VmMetric(
@@ -226,8 +266,10 @@ class AgentMetrics:
     def _observer(self, metric: VmMetric) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterator[Observation]:
             for vm in list(self._host):
-                if vm.status is not None:
-                    yield Observation(max(0, metric.value(vm.status)), _labels(vm))
+                status = vm.status
+                if status is not None:
+                    more = metric.attributes(status) if metric.attributes else {}
+                    yield Observation(max(0, metric.value(status)), {**_labels(vm), **more})
 
         return observe
 

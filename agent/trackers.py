@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from frostline.native import Freeze, Tracker, TrackerProbe
+from frostline.native import Freeze, NativeError, Tracker, TrackerProbe, probe_trackers
 
 AUTO: Final = "auto"
 KNOWN: Final[tuple[Tracker, ...]] = tuple(tracker for tracker in Tracker if tracker is not Tracker.NONE)
@@ -63,3 +63,13 @@ def why_preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe]) -
     if preferred(wanted, probes) is Tracker.NONE:
         return f"none of {asked} is possible here"
     return f"the first of {asked} that is possible here"
+
+
+def capabilities() -> tuple[str, ...]:
+    """What this host has, for the controller: ``tracker.zap``, ``freeze.wp`` and so on; nothing if it cannot be probed."""
+    try:
+        possible = [probe.tracker for probe in probe_trackers() if probe.possible]
+    except NativeError:
+        return ()
+    freezes = sorted({freeze_for(tracker).word for tracker in possible})
+    return (*(f"tracker.{tracker.word}" for tracker in possible), *(f"freeze.{word}" for word in freezes))

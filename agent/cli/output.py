@@ -87,8 +87,9 @@ def print_status(status: dict[str, Any], console: Console) -> None:
         "lease",
         "pool",
         "faults",
+        "tracker",
     ):
-        numeric = column not in ("VM", "phase", "mode")
+        numeric = column not in ("VM", "phase", "mode", "tracker")
         table.add_column(column, justify="right" if numeric else "left")
     for vm in status["vms"]:
         pager, grant = vm["pager"] or {}, vm["grant"] or {}
@@ -101,8 +102,10 @@ def print_status(status: dict[str, Any], console: Console) -> None:
             _size(pager, "resident_bytes"),
             _size(pager, "evicted_bytes"),
             _size(pager, "budget_bytes"),
+            _ago(pager["lease_seconds"]) if pager else "-",
             _size(pager, "pool_bytes"),
             str(pager.get("faults", "-")),
+            pager.get("tracker", "-"),
         )
     console.print(table)
     for vm in status["vms"]:

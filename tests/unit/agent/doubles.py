@@ -10,7 +10,7 @@ from typing import Any, cast
 from frostline.agent.budgets import Grant, VmFacts
 from frostline.agent.discovery import Vmm
 from frostline.agent.procfs import ProcessId
-from frostline.agent.vm import Phase, Vm
+from frostline.agent.vm import Held, Phase, Vm
 from frostline.native import AGE_BINS, Command, Freeze, Record, RecordKind, Refusal, State, Status, Tracker, Why
 from frostline.native.view import STATUS_FIELDS
 
@@ -62,6 +62,10 @@ class StandInVm:
     pager_pid: int = 77
     memory_bytes: int = GIB
     grant_version: int = 0
+    wanted: bool = True
+    held: Held = Held.NOT
+    pager_restarts: int = 0
+    last_takeover_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.told: list[Command] = []

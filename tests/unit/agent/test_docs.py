@@ -10,6 +10,7 @@ from frostline.agent.cli.exits import EPILOG, MEANINGS
 from frostline.agent.limits import LimitsDocument
 from frostline.agent.metrics import AGENT_METRICS, LATENCY_METRIC, VM_METRICS
 from frostline.agent.settings import AgentSettings
+from tests.unit.agent.doubles import a_status
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -48,7 +49,13 @@ def test_exit_codes_are_in_the_table_and_in_the_help() -> None:
 
 
 def test_every_metric_is_in_the_table_with_kind_unit_and_meaning() -> None:
-    table = {row[0].strip("`"): (row[1], row[2].strip("`"), row[4]) for row in rows(section("metrics.md", "Agent"))}
+    found = rows(section("metrics.md", "Agent"))
+    table = {row[0].strip("`"): (row[1], row[2].strip("`"), row[4]) for row in found}
+    attributes = {row[0].strip("`"): re.findall(r"`(\w+)`", row[3]) for row in found}
+    assert all(
+        attributes[metric.name] == list(metric.attributes(a_status()) if metric.attributes else ())
+        for metric in VM_METRICS
+    )
     expected = {
         metric.name: ("counter" if metric.counter else "gauge", metric.unit, metric.description)
         for metric in VM_METRICS

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from frostline.agent import trackers
 from frostline.agent.settings import AgentSettings
 from frostline.agent.trackers import KNOWN, freeze_for, parse_trackers, preferred, trackers_text
-from frostline.native import Freeze, Tracker, TrackerProbe
+from frostline.native import Freeze, NativeError, Tracker, TrackerProbe
 
 
 def probes(*possible: Tracker) -> list[TrackerProbe]:
@@ -17,8 +18,8 @@ def probes(*possible: Tracker) -> list[TrackerProbe]:
 def test_a_list_is_read_as_it_is_written() -> None:
     assert parse_trackers("auto") == parse_trackers(["auto"]) == ()
     assert parse_trackers("rwp, zap") == parse_trackers(["rwp", "zap"]) == (Tracker.RWP, Tracker.ZAP)
-    for trackers in ((), (Tracker.DAMON,), tuple(reversed(KNOWN))):
-        assert parse_trackers(trackers_text(trackers)) == trackers
+    for chosen in ((), (Tracker.DAMON,), tuple(reversed(KNOWN))):
+        assert parse_trackers(trackers_text(chosen)) == chosen
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,17 @@ def test_the_first_that_is_wanted_and_possible_is_taken() -> None:
     assert preferred((Tracker.RWP, Tracker.DAMON, Tracker.ZAP), here) is Tracker.DAMON
     assert preferred((Tracker.RWP,), here) is Tracker.NONE
     assert preferred((), probes()) is Tracker.NONE
+
+
+def test_a_host_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "probe_trackers", lambda: probes(Tracker.RWP, Tracker.IDLE))
+    assert trackers.capabilities() == ("tracker.rwp", "tracker.idle", "freeze.rwp", "freeze.wp")
+
+    def broken() -> list[TrackerProbe]:
+        raise NativeError(38, "cannot probe the kernel")
+
+    monkeypatch.setattr(trackers, "probe_trackers", broken)
+    assert trackers.capabilities() == ()
 
 
 def test_only_rwp_freezes_by_rwp() -> None:
