@@ -54,6 +54,11 @@ static int bad_usage(const char *what) {
     return FL_EXIT_USAGE;
 }
 
+static int bad_value(const char *option, const char *value) {
+    fprintf(stderr, "frostline-pager: --%s does not take '%s'; see frostline-pager --help\n", option, value);
+    return FL_EXIT_USAGE;
+}
+
 /* -1: go on; else the exit code. */
 static int parse(int argc, char **argv, struct fl_options *options) {
     enum { PID = 1, SOCKET, THREADS, INTERVAL, TRACKERS, POOL, STALL, LEVEL, VERSION, HELP };
@@ -74,7 +79,8 @@ static int parse(int argc, char **argv, struct fl_options *options) {
     uint64_t number = 0;
     *options = (struct fl_options){.fault_threads = 2, .stall_target_permille = 10};
     (void)fl_tracker_list_parse("auto", &options->trackers);
-    for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+    int which = 0;
+    for (int option; (option = getopt_long(argc, argv, "", known, &which)) != -1;) {
         bool fine = true;
         switch (option) {
         case PID:
@@ -115,7 +121,7 @@ static int parse(int argc, char **argv, struct fl_options *options) {
             return bad_usage("unknown option or missing value");
         }
         if (!fine)
-            return bad_usage("a value is out of range");
+            return bad_value(known[which].name, optarg);
     }
     if (!options->vmm_pid || !options->socket_path || optind != argc)
         return bad_usage("--pid and --socket are needed, and nothing else");

@@ -40,32 +40,54 @@ static const struct fl_tracker_ops no_tracker = {
 };
 
 /* The next of the list that can be made, from the place where the last choice ended. */
-static void choose(struct fl_scanner *scanner) {
+static bool choose_next(struct fl_scanner *scanner) {
     struct fl_vm *vm = scanner->vm;
     const struct fl_tracker_ops *ops;
-    scanner->ops = &no_tracker;
-    scanner->tracker = NULL;
-    scanner->armed = false;
-    scanner->void_scans = 0;
     while ((ops = fl_tracker_next(&scanner->list, &scanner->place, vm->pid, vm->freeze))) {
         int error = ops->create(vm, scanner->faults, &scanner->tracker);
         if (!error) {
             scanner->ops = ops;
-            break;
+            return true;
         }
         fl_log_text(FL_LOG_WARNING, "tracker_failed", "%s on process %d: %s", fl_tracker_name(ops->kind), vm->pid,
                     strerror(-error));
     }
+    return false;
+}
+
+/* From the list; then from its beginning once more; then from all that there are; then none. */
+static void choose(struct fl_scanner *scanner, enum fl_tracker_kind before) {
+    struct fl_vm *vm = scanner->vm;
+    scanner->ops = &no_tracker;
+    scanner->tracker = NULL;
+    scanner->armed = false;
+    scanner->void_scans = 0;
+    bool chosen = choose_next(scanner);
+    if (!chosen) {
+        scanner->place = 0;
+        chosen = choose_next(scanner);
+    }
+    if (!chosen && !scanner->any) {
+        fl_log_text(FL_LOG_WARNING, "no_tracker_of_the_list",
+                    "none of the trackers asked for works on process %d as its memory is registered (%s): trying all",
+                    vm->pid, fl_freeze_name(vm->freeze));
+        scanner->any = true;
+        scanner->place = 0;
+        (void)fl_tracker_list_parse("auto", &scanner->list);
+        (void)choose_next(scanner);
+    }
     FL_SET(vm, tracker, scanner->ops->kind);
-    fl_log(scanner->tracker ? FL_LOG_INFO : FL_LOG_ERROR, "tracker_chosen", "\"tracker\":\"%s\",\"freeze\":\"%s\"",
-           fl_tracker_name(scanner->ops->kind), fl_freeze_name(vm->freeze));
+    if (scanner->ops->kind != before)
+        fl_log(scanner->tracker ? FL_LOG_INFO : FL_LOG_ERROR, "tracker_chosen",
+               "\"tracker\":\"%s\",\"before\":\"%s\",\"freeze\":\"%s\"", fl_tracker_name(scanner->ops->kind),
+               fl_tracker_name(before), fl_freeze_name(vm->freeze));
 }
 
 void fl_scanner_start(struct fl_scanner *scanner, struct fl_vm *vm, struct fl_fault_server *faults,
                       const struct fl_tracker_list *list, bool armed) {
     enum fl_tracker_kind before = (enum fl_tracker_kind)FL_READ(vm, tracker);
     *scanner = (struct fl_scanner){.vm = vm, .faults = faults, .list = *list};
-    choose(scanner);
+    choose(scanner, FL_TRACKER_NONE);
     scanner->armed = armed && scanner->ops->kind == before && scanner->ops->outlives_pager;
 }
 
@@ -75,17 +97,12 @@ void fl_scanner_stop(struct fl_scanner *scanner) {
     scanner->ops = NULL;
 }
 
-/* Gone for good, or as good as that: the next one takes over, and after the last the first has another try. */
+/* Gone for good, or as good as that: the next one takes over. */
 static void give_up(struct fl_scanner *scanner) {
     enum fl_tracker_kind before = scanner->ops->kind;
     scanner->ops->destroy(scanner->tracker);
-    choose(scanner);
-    if (scanner->ops->kind == FL_TRACKER_NONE) {
-        scanner->place = 0;
-        choose(scanner);
-    }
-    if (before != FL_TRACKER_NONE || scanner->ops->kind != FL_TRACKER_NONE)
-        FL_COUNT(scanner->vm, tracker_switches, 1);
+    choose(scanner, before);
+    FL_COUNT(scanner->vm, tracker_switches, scanner->ops->kind != before);
 }
 
 static void void_scan(struct fl_scanner *scanner, int error) {

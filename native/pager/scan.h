@@ -10,6 +10,7 @@ struct fl_scanner {
     struct fl_fault_server *faults;
     struct fl_tracker_list list;
     uint32_t place; /* in the list, behind the tracker in use */
+    bool any;       /* the list asked for would not do: it is all there are now */
     const struct fl_tracker_ops *ops;
     struct fl_tracker *tracker;
     bool armed;

@@ -169,20 +169,13 @@ static int finish_attaching(struct fl_vm *vm, struct fl_refused *why) {
 
 /*
  * The kernel changes from one kind of registration to the other only by way of none at all, and what is away would read
- * as zeros then: only while nothing is.
+ * as zeros then: only while nothing is. With pages away, nobody waits for the question what would be best here.
  */
 static int refreeze(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
+    if (FL_READ(vm, evicted_pages))
+        return 0;
     enum fl_freeze wanted = wanted_freeze(vm, options);
-    if (wanted == vm->freeze)
-        return 0;
-    if (FL_READ(vm, evicted_pages)) {
-        fl_log_text(FL_LOG_WARNING, "freeze_stays",
-                    "memory of process %d is registered for %s and the tracker asked for needs %s: drain the VM first, "
-                    "then restart its pager",
-                    vm->pid, fl_freeze_name(vm->freeze), fl_freeze_name(wanted));
-        return 0;
-    }
-    return fl_regions_refreeze(vm, wanted, why);
+    return wanted == vm->freeze ? 0 : fl_regions_refreeze(vm, wanted, why);
 }
 
 /*
@@ -204,11 +197,11 @@ static int take_over(struct fl_vm *vm, const struct fl_options *options, struct 
     if (borrow_again(vm, why) || fl_uffd_setup(vm, why) || open_pool(vm, options->pool_max_bytes, why))
         return -EPERM;
     enum fl_freeze freeze = (enum fl_freeze)atomic_load(&vm->vault.header->freeze);
-    if (freeze != FL_FREEZE_NONE && !fl_uffd_allows(vm, freeze))
-        return fl_refuse(why, FL_REFUSAL_VAULT_INVALID, "the vault of process %d says freeze %u, which cannot be",
-                         vm->pid, freeze);
-    fl_regions_freeze(vm, freeze ? freeze : wanted_freeze(vm, options));
-    if (fl_regions_adopt(vm, why) || fl_recover(vm, &fixed, why) || refreeze(vm, options, why))
+    if (freeze == FL_FREEZE_NONE) /* the predecessor died before it registered anything */
+        freeze = wanted_freeze(vm, options);
+    else if (freeze != FL_FREEZE_RWP)
+        freeze = FL_FREEZE_WP;
+    if (fl_regions_adopt(vm, freeze, why) || fl_recover(vm, &fixed, why) || refreeze(vm, options, why))
         return -EPERM;
     if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW && finish_attaching(vm, why))
         return -EPERM;

@@ -136,29 +136,38 @@ int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struc
     return 0;
 }
 
-int fl_regions_adopt(struct fl_vm *vm, struct fl_refused *why) {
-    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
-        int error = fl_region_open(vm, i);
-        if (atomic_load(&fl_region(vm, i)->gone))
-            continue; /* opened if the VMM still has the file: what is away of it may have to be written back */
-        if (error)
-            return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
-                             "cannot open the memfd of region %u of process %d again: %s", i, vm->pid,
-                             strerror(-error));
-        error = register_region(vm, i, why);
-        if (error)
-            return error;
-    }
-    return 0;
-}
-
-int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why) {
+static int register_all(struct fl_vm *vm, struct fl_refused *why) {
     int error = 0;
-    fl_regions_unregister(vm);
-    fl_regions_freeze(vm, freeze);
     for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++)
         error = atomic_load(&fl_region(vm, i)->gone) ? 0 : register_region(vm, i, why);
     return error;
+}
+
+int fl_regions_adopt(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        int error = fl_region_open(vm, i);
+        if (error && !atomic_load(&fl_region(vm, i)->gone)) /* what is away of a gone one may be written back */
+            return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
+                             "cannot open the memfd of region %u of process %d again: %s", i, vm->pid,
+                             strerror(-error));
+    }
+    fl_regions_freeze(vm, freeze);
+    int error = register_all(vm, why);
+    enum fl_freeze other = freeze == FL_FREEZE_RWP ? FL_FREEZE_WP : FL_FREEZE_RWP;
+    if (error && why->refusal != FL_REFUSAL_GONE && fl_uffd_allows(vm, other)) {
+        /* The kernel knows better than the vault, and does not change from one kind to the other by itself. */
+        fl_regions_freeze(vm, other);
+        error = register_all(vm, why);
+        if (!error)
+            fl_log(FL_LOG_WARNING, "freeze_corrected", "\"vault\":%u,\"freeze\":\"%s\"", freeze, fl_freeze_name(other));
+    }
+    return error;
+}
+
+int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why) {
+    fl_regions_unregister(vm);
+    fl_regions_freeze(vm, freeze);
+    return register_all(vm, why);
 }
 
 void fl_regions_unregister(struct fl_vm *vm) {

@@ -19,8 +19,11 @@ void fl_regions_freeze(struct fl_vm *vm, enum fl_freeze freeze);
  */
 int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struct fl_refused *why);
 
-/* Open and register again what an earlier pager had: registering twice changes nothing. */
-int fl_regions_adopt(struct fl_vm *vm, struct fl_refused *why);
+/*
+ * Open and register again what an earlier pager had, for `freeze`: registering twice changes nothing, and where the kernel
+ * says that it was the other kind, it is that one.
+ */
+int fl_regions_adopt(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why);
 
 /* Register everything anew for another kind of freeze. Nothing is away and no fault thread runs. */
 int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why);

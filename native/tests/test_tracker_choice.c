@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which tracker a pager takes, how memory is registered for it, and what happens when that has to change: between
+ * pagers, with pages away, with a descriptor that cannot do it, with a vault that says otherwise.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+
+#include "attach/inspect.h"
+#include "base/vault.h"
+#include "victim.h"
+
+#define PAGES 1024u
+#define RWP_FEATURES (UINT64_C(3) << 17)
+
+static char socket_path[64];
+
+static bool rwp_here(void) {
+    struct fl_kernel_features kernel;
+    return fl_probe_kernel(&kernel) == 0 && kernel.rwp;
+}
+
+static bool most_away(const struct fl_status *status) {
+    return status->evicted_pages > PAGES / 2;
+}
+
+static uint64_t scans_before;
+
+static bool scanned(const struct fl_status *status) {
+    return status->scans >= scans_before + 2; /* by this pager, not by the one before it */
+}
+
+struct session {
+    pid_t pager;
+    struct fl_pager *connection;
+};
+
+static struct session start(const struct victim *victim, const char *trackers) {
+    const char *const more[] = {"--trackers", trackers, "--stall-target-permille", "1000", "--log-level",
+                                "error",      NULL};
+    struct session session = {.pager = pager_start(victim, socket_path, more)};
+    session.connection = pager_connect(socket_path, 10);
+    return session;
+}
+
+static void release(struct session *session) {
+    pager_tell(session->connection, (struct fl_command){.kind = FL_COMMAND_RELEASE});
+    fl_pager_close(session->connection);
+    CHECK(pager_wait(session->pager, 10) == FL_EXIT_OK, "release");
+}
+
+static void uses(const struct victim *victim, uint32_t tracker, uint32_t freeze, const char *when) {
+    scans_before = status_of(victim).scans;
+    wait_until(victim, scanned, 30, "two scans");
+    struct fl_status status = status_of(victim);
+    CHECK(status.tracker == tracker && status.freeze == freeze, "%s: tracker %s, freeze %s", when,
+          fl_tracker_name(status.tracker), fl_freeze_name(status.freeze));
+    printf("%s: tracker %s, freeze %s\n", when, fl_tracker_name(status.tracker), fl_freeze_name(status.freeze));
+}
+
+static void edit_vault(const struct victim *victim, void (*edit)(struct fl_vault_header *)) {
+    struct fl_vault vault;
+    struct fl_refused why;
+    uint64_t ticks;
+    int fd;
+    CHECK(fl_proc_start_time((int)victim->pid, &ticks) == 0, "start time");
+    CHECK(fl_vmm_open_vault((int)victim->pid, O_RDWR, &fd) == 0, "vault");
+    CHECK(fl_vault_map(fd, true, (int)victim->pid, ticks, &vault, &why) == 0, "%s", why.detail);
+    edit(vault.header);
+    fl_vault_close(&vault);
+}
+
+static void forget_rwp(struct fl_vault_header *header) {
+    atomic_fetch_and(&header->uffd_features, ~RWP_FEATURES);
+}
+
+static void flip_freeze(struct fl_vault_header *header) {
+    atomic_fetch_xor(&header->freeze, 3);
+}
+
+static void spoil_freeze(struct fl_vault_header *header) {
+    atomic_store(&header->freeze, 0x40000001);
+}
+
+static void evict_most(const struct victim *victim, struct session *session) {
+    CHECK(pager_budget(session->connection, PAGES * 4096ull, 600).error == 0, "budget");
+    wait_until(victim, most_away, 60, "half of the pages away");
+}
+
+static void from_one_to_the_other(uint64_t seed) {
+    bool rwp = rwp_here();
+    uint32_t best = rwp ? FL_TRACKER_RWP : FL_TRACKER_ZAP, best_freeze = rwp ? FL_FREEZE_RWP : FL_FREEZE_WP;
+    struct victim victim = victim_start(PAGES, 2, seed);
+    victim.shared->hot_pages = 64;
+    struct session session = start(&victim, "zap");
+    uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "zap asked for");
+    release(&session);
+
+    session = start(&victim, "auto");
+    uses(&victim, best, best_freeze, "auto, nothing away");
+    evict_most(&victim, &session);
+    release(&session);
+
+    session = start(&victim, "zap");
+    uses(&victim, best, best_freeze, "zap asked for, pages away");
+    release(&session);
+
+    edit_vault(&victim, flip_freeze);
+    session = start(&victim, "auto");
+    uses(&victim, best, best_freeze, "freeze flipped in the vault");
+    release(&session);
+
+    edit_vault(&victim, spoil_freeze);
+    session = start(&victim, "auto");
+    uses(&victim, best, best_freeze, "nonsense for freeze in the vault");
+    CHECK(victim_verify(&victim, 60) == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
+    pager_tell(session.connection, (struct fl_command){.kind = FL_COMMAND_DETACH});
+    fl_pager_close(session.connection);
+    CHECK(pager_wait(session.pager, 30) == FL_EXIT_OK, "detach");
+    CHECK(victim_verify(&victim, 60) == 0, "read wrong after detaching");
+    victim_end(&victim);
+}
+
+static void descriptor_without_rwp(uint64_t seed) {
+    struct victim victim = victim_start(PAGES, 1, seed);
+    struct session session = start(&victim, "zap");
+    uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "zap asked for");
+    release(&session);
+    edit_vault(&victim, forget_rwp);
+    session = start(&victim, "auto");
+    uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "a descriptor without RWP");
+    release(&session);
+    kill(victim.pid, SIGKILL);
+}
+
+static void bad_lists(void) {
+    static const char *const bad[] = {"", "rwp,", "zap,zap", "zap,nothing", ",zap", "AUTO"};
+    struct victim victim = victim_start(16, 0, 1);
+    for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        const char *const more[] = {"--trackers", bad[i], NULL};
+        CHECK(pager_wait(pager_start(&victim, socket_path, more), 10) == FL_EXIT_USAGE, "--trackers '%s'", bad[i]);
+    }
+    kill(victim.pid, SIGKILL);
+}
+
+int main(int argc, char **argv) {
+    need_paging();
+    uint64_t seed = seed_of(argc, argv);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    snprintf(socket_path, sizeof(socket_path), "/tmp/fl-choice-%d.sock", (int)getpid());
+    from_one_to_the_other(seed);
+    descriptor_without_rwp(seed + 1);
+    bad_lists();
+    return 0;
+}
