@@ -46,9 +46,14 @@ def trackers_text(trackers: Iterable[Tracker]) -> str:
 
 
 def preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe]) -> Tracker:
-    """The tracker that a new pager takes: the first that is wanted and possible; ``Tracker.NONE`` if there is none."""
+    """The tracker that a new pager takes: the first that is wanted and possible.
+
+    Where none of those is, memory is registered for write-protection, and the first of all that goes with it is taken;
+    ``Tracker.NONE`` if there is none.
+    """
     possible = [probe.tracker for probe in probes if probe.possible]
-    return next((tracker for tracker in wanted or possible if tracker in possible), Tracker.NONE)
+    fallback = [tracker for tracker in possible if freeze_for(tracker) is Freeze.WP]
+    return next((each for each in wanted or possible if each in possible), (*fallback, Tracker.NONE)[0])
 
 
 def freeze_for(tracker: Tracker) -> Freeze:
@@ -60,13 +65,16 @@ def why_preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe]) -
     """A sentence for what ``preferred`` says."""
     probes = list(probes)
     asked = trackers_text(wanted or (probe.tracker for probe in probes))
-    if preferred(wanted, probes) is Tracker.NONE:
-        return f"none of {asked} is possible here"
+    chosen = preferred(wanted, probes)
+    if chosen is Tracker.NONE:
+        return f"none of {asked} is possible here, nor any other"
+    if wanted and chosen not in wanted:
+        return f"none of {asked} is possible here, and this is"
     return f"the first of {asked} that is possible here"
 
 
 def capabilities() -> tuple[str, ...]:
-    """What this host has, for the controller: ``tracker.zap``, ``freeze.wp`` and so on; nothing if it cannot be probed."""
+    """What this host has, for the controller: ``tracker.zap``, ``freeze.wp``, ...; nothing if it cannot be probed."""
     try:
         possible = [probe.tracker for probe in probe_trackers() if probe.possible]
     except NativeError:

@@ -78,9 +78,9 @@ class AgentRig:
         command = [sys.executable, "-m", "frostline.agent.main", *arguments, "--run-dir", str(self.run_dir)]
         return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
-    def ask_probe(self) -> dict[str, Any]:
+    def ask_probe(self, *arguments: str) -> dict[str, Any]:
         """What `probe --json` says."""
-        command = [sys.executable, "-m", "frostline.agent.main", "probe", "--json"]
+        command = [sys.executable, "-m", "frostline.agent.main", "probe", "--json", *arguments]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return dict(json.loads(answer.stdout))
 

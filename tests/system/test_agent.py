@@ -53,6 +53,12 @@ def alive(pid: int) -> bool:
         return False
 
 
+def command_line(pid: int) -> dict[str, str]:
+    """A pager's options and their values."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")[1:]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
 def open_memfds(pid: int) -> set[str]:
     """Names of what the VMM holds open that we could have injected."""
     names = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
@@ -184,7 +190,40 @@ def test_a_vm_without_shared_memory_is_refused_with_reason_and_probe_says_so(gue
     probe = AgentRig([]).ask_probe()
     finding = next(vmm for vmm in probe["vmms"] if vmm["name"] == name)
     assert finding["refusal"] == "not_shared_memfd" and finding["sentence"]
-    assert any(tracker["chosen"] and tracker["name"] == "zap" for tracker in probe["trackers"])
+    assert finding["tracker"] == "" and not any(tracker["chosen"] for tracker in finding["trackers"])
+    assert [tracker["name"] for tracker in probe["trackers"] if tracker["chosen"]] == [probe["tracker"]]
+
+
+def test_the_tracker_is_chosen_by_the_config_and_said_everywhere(guest: Guest) -> None:
+    name = guest.config.name
+    with AgentRig([name], limits="allow_evict: true\ntrackers: [zap]\n") as rig:
+        rig.start()
+        vm = rig.wait_evicted(name, 16 * MIB)
+        assert (vm["pager"]["tracker"], vm["pager"]["freeze_method"]) == ("zap", "wp")
+        first = int(vm["pager"]["pid"])
+        assert command_line(first)["--trackers"] == "zap"
+        finding = next(vmm for vmm in rig.ask_probe("--trackers", "zap")["vmms"] if vmm["name"] == name)
+        assert finding["tracker_in_use"] and (finding["tracker"], finding["freeze_method"]) == ("zap", "wp")
+        assert finding["tracker_why"] == "zap is in use; the first of zap that is possible here"
+
+        # A bad list is said, and changes nothing; a good one is for pagers that start later.
+        assert rig.process is not None
+        rig.write_limits([name], "allow_evict: true\ntrackers: [zap, zap]\n")
+        rig.process.send_signal(signal.SIGHUP)
+        rejected = "the limits file is rejected; the last good one stays in force"
+        wait_for("the list to be rejected", lambda: rig.logged(rejected))
+        assert "trackers: 'zap' is in the list twice" in rig.logged(rejected)[0]["why"]
+        rig.write_limits([name], "allow_evict: true\ntrackers: [rwp, zap]\n")
+        rig.process.send_signal(signal.SIGHUP)
+        said = "other trackers for pagers that start from now on"
+        wait_for("the new list", lambda: any(str(line.get("event")).startswith(said) for line in rig.log()))
+        assert int(rig.vm(name)["pager"]["pid"]) == first
+        assert rig.ask("release", name).returncode == 0
+        vm = rig.wait_vm(name, lambda vm: vm["pager"]["pid"] not in (0, first) and vm["pager"]["scans"], "handed over")
+        assert command_line(int(vm["pager"]["pid"]))["--trackers"] == "rwp,zap"
+        # While pages are away memory stays registered as it is, whatever the new list prefers.
+        assert (vm["pager"]["tracker"], vm["pager"]["freeze_method"]) == ("zap", "wp")
+        assert guest.verify() == 0
 
 
 def test_two_agents_on_one_host(guest: Guest) -> None:

@@ -110,8 +110,11 @@ def test_the_host_says_what_is_possible_chosen_and_why(world: World) -> None:
     forced, _ = world.look((Tracker.DAMON, Tracker.ZAP))
     assert (forced.tracker, forced.freeze_method, forced.trackers_wanted) == ("zap", "wp", "damon,zap")
     assert [each.wanted for each in forced.trackers] == [False, True, False, True]
+    other, _ = world.look((Tracker.IDLE,))
+    assert (other.tracker, other.tracker_why) == ("zap", "none of idle is possible here, and this is")
+    world.possible.clear()
     none, _ = world.look((Tracker.IDLE,))
-    assert (none.tracker, none.tracker_why) == ("", "none of idle is possible here")
+    assert (none.tracker, none.tracker_why) == ("", "none of idle is possible here, nor any other")
 
 
 def test_a_vm_that_is_served_says_what_is_in_use_and_one_that_is_not_what_would_be(world: World) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from frostline.agent import trackers
 from frostline.agent.settings import AgentSettings
-from frostline.agent.trackers import KNOWN, freeze_for, parse_trackers, preferred, trackers_text
+from frostline.agent.trackers import KNOWN, freeze_for, parse_trackers, preferred, trackers_text, why_preferred
 from frostline.native import Freeze, NativeError, Tracker, TrackerProbe
 
 
@@ -55,8 +55,15 @@ def test_the_first_that_is_wanted_and_possible_is_taken() -> None:
     here = probes(Tracker.ZAP, Tracker.DAMON)
     assert preferred((), here) is Tracker.ZAP
     assert preferred((Tracker.RWP, Tracker.DAMON, Tracker.ZAP), here) is Tracker.DAMON
-    assert preferred((Tracker.RWP,), here) is Tracker.NONE
-    assert preferred((), probes()) is Tracker.NONE
+    assert preferred((), probes()) is preferred((Tracker.RWP,), probes()) is Tracker.NONE
+
+
+def test_a_list_that_does_not_fit_falls_back_to_what_goes_with_write_protection() -> None:
+    here = probes(Tracker.RWP, Tracker.DAMON)
+    assert preferred((Tracker.ZAP,), here) is Tracker.DAMON
+    assert why_preferred((Tracker.ZAP,), here) == "none of zap is possible here, and this is"
+    assert preferred((Tracker.ZAP,), probes(Tracker.RWP)) is Tracker.NONE
+    assert "nor any other" in why_preferred((Tracker.ZAP,), probes(Tracker.RWP))
 
 
 def test_a_host_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
