@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How exact each tracker of this host is: a hundred rounds of random scripts on a KVM guest's 4 KiB pages, each round
+ * compared page by page with what the scripts touched: by any vCPU, by all at once, by the VMM itself, or by nobody. The
+ * ages of all that was not touched must grow by one each time. The VMM's own memory, very large and very hot, shows nowhere.
+ */
+#include <string.h>
+#include <time.h>
+
+#include "tracked_guest.h"
+
+#define MIB (UINT64_C(1) << 20)
+#define ROUNDS 100u
+#define SECONDS 60u
+#define PPM_ALL 1000000u
+
+struct subject {
+    const char *tracker;
+    uint64_t bytes;
+    uint32_t touches; /* most of one round */
+    uint64_t least_ppm;
+};
+
+/* DAMON samples, and what is not on an LRU list at that moment cannot be seen: 99 %. */
+static const struct subject subjects[] = {
+    {"rwp", 256 * MIB, 1000, PPM_ALL},
+    {"zap", 256 * MIB, 1000, PPM_ALL},
+    {"idle", 128 * MIB, 1000, PPM_ALL},
+    {"damon", 32 * MIB, 500, 990000},
+};
+
+static uint32_t below(uint64_t *random, uint32_t limit) {
+    return (uint32_t)(random_next(random) % limit);
+}
+
+/* Pages of a round: scattered, in a few runs, the same few again and again, or one. */
+static uint32_t choose_pages(const struct tracked_guest *guest, uint32_t most, uint32_t *pages, uint64_t *random) {
+    uint32_t count = 1 + below(random, most);
+    uint32_t way = below(random, 8), start = 0, few = 1 + below(random, 20);
+    if (way == 0)
+        count = 1;
+    for (uint32_t i = 0; i < count; i++) {
+        if (way < 4)
+            pages[i] = below(random, guest->pages);
+        else if (way < 6)
+            pages[i] = start = i % 50 ? (start + 1) % guest->pages : below(random, guest->pages);
+        else if (i < few)
+            pages[i] = below(random, guest->pages);
+        else
+            pages[i] = pages[below(random, few)];
+    }
+    return count;
+}
+
+static void run_round(struct tracked_guest *guest, unsigned round, uint32_t most, uint64_t *random) {
+    uint32_t pages[1000], host = kvm_vmm_host(&guest->vmm);
+    CHECK(most <= sizeof(pages) / sizeof(pages[0]), "too many touches");
+    if (round % 10 == 0) { /* nobody */
+        (void)tracked_scan(guest);
+        return;
+    }
+    int worker = round % 10 == 1 ? (int)host : round % 3 == 0 ? -1 : (int)below(random, host);
+    for (unsigned i = 1 + below(random, 2); i > 0; i--)
+        tracked_touch(guest, worker, pages, choose_pages(guest, most, pages, random), random);
+    (void)tracked_scan(guest);
+}
+
+/* Guest memory that there is, and nothing else, is in the histograms. */
+static void check_histograms(struct tracked_guest *guest) {
+    struct fl_status status = tracked_status(guest);
+    uint64_t sum = 0, there = 0;
+    for (uint32_t i = 0; i < FL_AGE_BINS; i++)
+        sum += status.resident_age_bytes[i] + status.evicted_age_bytes[i];
+    for (uint32_t page = 0; page < guest->pages; page++)
+        there += guest->there[page];
+    CHECK(sum == there * KVM_GUEST_PAGE && status.memory_bytes == kvm_guest_bytes(guest->vmm.guest),
+          "the histograms sum to %llu MiB and %llu MiB of guest memory were touched", (unsigned long long)(sum / MIB),
+          (unsigned long long)(there * KVM_GUEST_PAGE / MIB));
+}
+
+/* So many that were not void: tracked_judge() says how many those may be. */
+static void run_rounds(struct tracked_guest *guest, unsigned count, uint32_t most, uint64_t *random) {
+    for (unsigned round = 0; guest->score.scans - guest->score.voids < count && round < 2 * count; round++)
+        run_round(guest, round, most, random);
+    check_histograms(guest);
+}
+
+static void check_tracker(const struct subject *subject, bool large_pages, unsigned count, uint64_t *random) {
+    struct tracked_guest guest = tracked_start(&(struct tracked_options){.tracker = subject->tracker,
+                                                                         .bytes = subject->bytes,
+                                                                         .vcpus = 1 + below(random, 4),
+                                                                         .large_pages = large_pages,
+                                                                         .empty_pages = 256});
+    char what[96];
+    run_rounds(&guest, count, subject->touches, random);
+    snprintf(what, sizeof(what), "%u vCPUs, guest's own pages of %s", kvm_vmm_host(&guest.vmm),
+             large_pages ? "2 MiB" : "4 KiB");
+    tracked_judge(&guest, what, subject->least_ppm);
+    if (!large_pages) {
+        kvm_vmm_heat(&guest.vmm, 128 * MIB, 128 * MIB, SECONDS);
+        run_rounds(&guest, count / 10, subject->touches, random);
+        tracked_judge(&guest, "with 256 MiB of the VMM's own very hot", subject->least_ppm);
+    }
+    tracked_end(&guest);
+}
+
+int main(int argc, char **argv) {
+    const char *only = argc > 2 ? argv[2] : NULL;
+    unsigned tried = 0;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    need_paging();
+    uint64_t random = seed_of(argc, argv);
+    for (size_t i = 0; i < sizeof(subjects) / sizeof(subjects[0]); i++) {
+        struct timespec start, end;
+        const char *missing = tracked_missing(subjects[i].tracker);
+        if (only && strcmp(only, subjects[i].tracker) != 0)
+            continue;
+        if (missing) {
+            printf("%-5s not tried: %s\n", subjects[i].tracker, missing);
+            continue;
+        }
+        clock_gettime(CLOCK_MONOTONIC, &start);
+        check_tracker(&subjects[i], false, rounds(ROUNDS, 20), &random);
+        check_tracker(&subjects[i], true, rounds(ROUNDS / 10, 3), &random);
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        printf("%-5s took %lld s\n", subjects[i].tracker, (long long)(end.tv_sec - start.tv_sec));
+        tried++;
+    }
+    if (!tried)
+        printf("skipped: no tracker works here\n");
+    return tried ? 0 : 77;
+}
