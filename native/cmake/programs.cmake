@@ -40,3 +40,6 @@ foreach(name IN LISTS fl_tests)
 endforeach()
 
 fl_programs(bench "bench_[^/]*\\.c" fl_benches)
+# Its guest can be the tests' KVM guest.
+file(GLOB fl_trackers_guest CONFIGURE_DEPENDS bench/trackers/*.c tests/kvm_*.c)
+target_sources(bench_trackers PRIVATE ${fl_trackers_guest} tests/victim.c)
