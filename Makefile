@@ -31,6 +31,7 @@ help:
 	@echo 'make test         all tests: C (plain, ASan+UBSan, TSan), unit, system, chaos with a short soak'
 	@echo 'make lint         ruff, mypy, clang-format, buf'
 	@echo 'make bench        the figures, as ratios of one run'
+	@echo 'make bench-trackers  what each tracker costs, and how exact it is: tables, and plots in build/bench-trackers'
 	@echo 'make soak         writers under eviction and kills, $(SOAK_SECONDS) s (SOAK_SECONDS=)'
 	@echo 'make build        the C library, the pager and the Python package, editable, in $(VENV)'
 	@echo 'make proto        only the generated protobuf package'
@@ -125,12 +126,15 @@ test: build guest test-c test-asan test-tsan
 
 # ---- Show -------------------------------------------------------------------------------------------------------
 
-.PHONY: demo bench
+.PHONY: demo bench bench-trackers
 demo: build guest
 	@$(PYTHON) -m tests.demo
 
 bench: build
 	@$(PYTHON) -m tests.bench $(BENCH_FLAGS)
+
+bench-trackers: build
+	@$(PYTHON) -m tests.bench.trackers $(BENCH_FLAGS)
 
 # ---- Form -------------------------------------------------------------------------------------------------------
 
@@ -168,7 +172,7 @@ format: deps
 
 .PHONY: clean distclean
 clean:
-	rm -rf build dist typings demo-report.json bench-report.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist typings demo-report.json bench-report.json bench-trackers-report.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(PYTHON_FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
