@@ -17,6 +17,7 @@ from frostline.agent.admin import AdminError, AdminRequest, AdminServer
 from frostline.agent.authority import Authority
 from frostline.agent.commands import Commands
 from frostline.agent.daemon import Daemon
+from frostline.agent.estimates import Estimates
 from frostline.agent.failsafe import Failsafe
 from frostline.agent.host import Host
 from frostline.agent.limits import LimitsError, load_limits
@@ -68,6 +69,7 @@ class Agent(Daemon):
         self._commands: Final = Commands(self._host)
         self._rates: Final = PromotionRates()
         self._reports = ReportBuilder(self._rates)
+        self._estimates: Final = Estimates()
         self._failsafe: Final = Failsafe(settings.drain_after)
         self._admin: Final = AdminServer(settings.admin_path, self._answer)
         self._tasks: list[asyncio.Task[None]] = []
@@ -132,6 +134,7 @@ class Agent(Daemon):
             # Another agent's pager counts its budget sets as ours does: its records would join our traces.
             if vm.phase not in (Phase.IDLE, Phase.REFUSED, Phase.FOREIGN):
                 self._traces.note(vm, records)
+        await self._estimates.refresh(self._host)
         self._authority.settle()
         await self._authority.watch_pool()
         if self._session is not None:

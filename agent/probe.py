@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from frostline.agent.discovery import Discovery, Vmm
+from frostline.agent.mglru import ColdEstimate, Mglru
 from frostline.agent.trackers import freeze_for, preferred, trackers_text, why_preferred
 from frostline.native import (
     Freeze,
@@ -67,6 +68,8 @@ class VmmFinding:
     tracker_why: str = ""
     freeze_method: str = ""
     trackers: tuple[TrackerFinding, ...] = ()
+    cold_estimate: dict[str, Any] | None = None  # as in `status`; only of a VM that nobody is attached to
+    no_estimate_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Probe:
     tracker_why: str
     freeze_method: str
     freeze_why: str
+    mglru: str  # whether the kernel's generations can tell anything here
     vmms: tuple[VmmFinding, ...]
 
     def document(self) -> dict[str, Any]:
@@ -161,6 +165,7 @@ def probe(wanted: tuple[Tracker, ...] = ()) -> Probe:
     table = features(kernel)
     opens = kernel.userfaultfd_device or kernel.userfaultfd_syscall
     able = opens and all(feature.there for feature in table if feature.needed)
+    mglru = Mglru()
     probes = probe_trackers()
     chosen = preferred(wanted, probes)
     freeze = freeze_for(chosen) if kernel.wp_shmem or chosen is Tracker.RWP else Freeze.NONE
@@ -174,7 +179,8 @@ def probe(wanted: tuple[Tracker, ...] = ()) -> Probe:
         tracker_why=why_preferred(wanted, probes),
         freeze_method=freeze.word,
         freeze_why=_FREEZE_WHY[freeze],
-        vmms=tuple(_finding(vmm, wanted) for vmm in Discovery().sweep()),
+        mglru=f"mglru {mglru.why_not() or 'tells an estimate of what is cold in their cgroups'}",
+        vmms=tuple(_with_estimates([_finding(vmm, wanted) for vmm in Discovery().sweep()], mglru)),
     )
 
 
@@ -196,7 +202,7 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...]) -> VmmFinding:
         executable=vmm.executable,
         served_by_pid=found.served_by_pid,
         has_vault=found.has_vault,
-        memory_bytes=found.memory_bytes,
+        memory_bytes=found.memory_bytes or vmm.memory_bytes,
         regions=len(found.regions),
         refusal="" if served or not found.refusal else found.refusal.word,
         sentence=found.detail or ("served now" if served else "can be served"),
@@ -221,6 +227,18 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...]) -> VmmFinding:
         freeze_method=freeze_for(chosen).word,
         trackers=tracker_findings(probes, wanted, chosen),
     )
+
+
+def _with_estimates(findings: list[VmmFinding], mglru: Mglru) -> Iterator[VmmFinding]:
+    """What looks cold of those that nobody is attached to."""
+    answers = mglru.estimates([finding.pid for finding in findings if not finding.has_vault])
+    for finding in findings:
+        answer = answers.get(finding.pid)
+        if isinstance(answer, ColdEstimate):
+            within = answer.within(finding.memory_bytes) if finding.memory_bytes else answer
+            yield replace(finding, cold_estimate=within.document())
+        else:
+            yield replace(finding, no_estimate_why=answer or "")
 
 
 def _status(pid: int) -> Status | None:

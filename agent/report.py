@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from frostline.agent.mglru import COLD_AGES_SECONDS, ColdEstimate
 from frostline.agent.procfs import HostMemory, ProcessId, shared_resident_bytes
 from frostline.agent.vm import Phase, Vm
 from frostline.native import AGE_BIN_EDGES, AGE_BINS, PAGE_BYTES, Freeze, Refusal, State, Status, Tracker, Why
@@ -127,6 +128,8 @@ def vm_state(vm: Vm, promotions_per_minute: tuple[float, ...]) -> common_pb2.VmS
     if status is None:
         state.resident_bytes = min(shared_resident_bytes(vm.vmm.process.pid), vm.memory_bytes)
         state.holding_back = _unattached_reason(vm)
+        if vm.cold_estimate is not None:
+            _fill_estimate(state, vm.cold_estimate)
         return state
     if status.pager_alive:
         state.pager_state = _PAGER_STATES[status.state]
@@ -180,6 +183,13 @@ def _unattached_reason(vm: Vm) -> common_pb2.Reason.ValueType:
     if vm.grant is not None and not vm.grant.attach:
         return vm.grant.reason
     return Reason.REASON_LEASE
+
+
+def _fill_estimate(state: common_pb2.VmState, estimate: ColdEstimate) -> None:
+    state.cold_estimate_min_age_seconds.extend(COLD_AGES_SECONDS)
+    state.cold_estimate_bytes.extend(estimate.cold_bytes)
+    state.cold_estimate_looked_seconds = estimate.looked_seconds
+    state.cold_estimate_sharers = estimate.sharers
 
 
 def _fill_counters(counters: common_pb2.Counters, status: Status) -> None:
@@ -242,4 +252,5 @@ def _comparable(state: common_pb2.VmState) -> bytes:
     still.CopyFrom(state)
     still.lease_remaining_seconds = 0
     still.attached_seconds = 0
+    still.cold_estimate_looked_seconds = 0
     return still.SerializeToString(deterministic=True)

@@ -57,6 +57,8 @@ def vm_document(vm: Vm) -> dict[str, Any]:
         "memory_bytes": vm.memory_bytes,
         "pager_restarts": vm.pager_restarts,
         "last_takeover_seconds": round(vm.last_takeover_seconds, 4),
+        "cold_estimate": vm.cold_estimate.document() if vm.cold_estimate and status is None else None,
+        "no_estimate_why": vm.no_estimate_why,
         "grant": None,
         "pager": None,
     }

@@ -14,6 +14,7 @@ import structlog
 
 from frostline.agent.budgets import Grant, VmFacts, min_age_scans
 from frostline.agent.discovery import Vmm
+from frostline.agent.mglru import ColdEstimate
 from frostline.agent.pager import PagerLink, PagerProcess
 from frostline.agent.vault import VaultReader
 from frostline.native import Command, CommandKind, NativeError, Record, Refusal, Reply, Status
@@ -57,6 +58,8 @@ class Vm:
         self.grant_version = 0
         self.pager_restarts = 0
         self.last_takeover_seconds = 0.0
+        self.cold_estimate: ColdEstimate | None = None  # only while nobody is attached
+        self.no_estimate_why = ""
         self.discovered_at: Final = time.monotonic()
         self._wanted = False
         self._forbidden = False

@@ -30,6 +30,7 @@ def print_probe(probe: Probe, console: Console) -> None:
         table.add_row(tracker.name, "yes" if tracker.possible else "no", chosen, escape(tracker.detail))
     console.print(table)
     console.print(f"tracker: [bold]{probe.tracker or 'none'}[/] ({probe.tracker_why})")
+    console.print(f"summary for VMs that nobody is attached to: {escape(probe.mglru)}")
     console.print(f"freeze method: [bold]{probe.freeze_method}[/] ({probe.freeze_why})")
     if not probe.vmms:
         console.print("No QEMU process was found.")
@@ -54,6 +55,10 @@ def print_probe(probe: Probe, console: Console) -> None:
         console.print(f"{escape(vmm.name)}: {escape(vmm.sentence)}")
         if vmm.tracker_why:
             console.print(f"  tracker {vmm.tracker or 'none'}: {escape(vmm.tracker_why)}")
+        if vmm.cold_estimate:
+            console.print(f"  {estimate_text(vmm.cold_estimate)}")
+        elif vmm.no_estimate_why and vmm.no_estimate_why != probe.mglru:
+            console.print(f"  no estimate of its cold memory: {escape(vmm.no_estimate_why)}")
         for tracker in vmm.trackers:
             # What holds for the whole host stands above.
             if (tracker.name, tracker.possible, tracker.detail) not in of_host:
@@ -109,10 +114,24 @@ def print_status(status: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     for vm in status["vms"]:
+        if vm["cold_estimate"]:
+            console.print(f"{escape(vm['name'])}: {estimate_text(vm['cold_estimate'])}")
         if vm["refusal"]:
             console.print(f"{escape(vm['name'])} is not served ({vm['refusal']}): {escape(vm['refusal_detail'])}")
         elif vm["grant"]:
             console.print(f"{escape(vm['name'])}: {vm['grant']['reason']}, {escape(vm['grant']['why'])}")
+
+
+def estimate_text(estimate: dict[str, Any]) -> str:
+    """``ColdEstimate.document`` in words."""
+    first, *rest = estimate["ages"]
+    older = "".join(f", ~{format_size(each['cold_bytes'])} for {_ago(each['min_age_seconds'])}" for each in rest)
+    sharers = estimate["sharers"]
+    shared = f"; shared with {sharers} other process{'es' if sharers > 1 else ''}" if sharers else ""
+    return (
+        f"~{format_size(first['cold_bytes'])} cold (estimate): not seen touched for {_ago(first['min_age_seconds'])}"
+        f"{older}; the kernel looked {_ago(estimate['looked_seconds'])} ago{shared}; {estimate['caveats']}"
+    )
 
 
 def _phase(vm: dict[str, Any]) -> str:

@@ -86,6 +86,11 @@ def _effect_details(host: HostRecord, vm: VmRecord, decision: Decision) -> list[
         f"Away now: {format_size(state.evicted_bytes)}; in RAM: {format_size(state.resident_bytes)}; "
         f"pool: {format_size(state.pool_bytes)}."
     )
+    if state.cold_estimate_bytes:
+        details.append(
+            f"Nobody is attached to it; to the host's kernel about {format_size(state.cold_estimate_bytes[0])} of its "
+            "cgroup look cold, which is an estimate."
+        )
     if state.effective_budget_bytes != decision.budget_bytes and decision.mode is PolicyMode.ENFORCE:
         details.append(f"The pager works with {format_size(state.effective_budget_bytes)}.")
     if decision.mode is PolicyMode.ENFORCE:

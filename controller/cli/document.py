@@ -106,6 +106,7 @@ def vm_document(vm: operator_pb2.Vm) -> Json:
         "brake_permille": state.brake_permille,
         "tracker": tracker_word(state.tracker) or None,
         "freeze_method": freeze_method_word(state.freeze_method) or None,
+        "cold_estimate": estimate_document(state) if state.cold_estimate_bytes else None,
         "scan_interval_seconds": state.scan_interval_seconds,
         "fault_p50_ns": state.fault_p50_ns,
         "fault_p99_ns": state.fault_p99_ns,
@@ -119,6 +120,16 @@ def vm_document(vm: operator_pb2.Vm) -> Json:
     if state.HasField("histogram"):
         document["histogram"] = histogram_document(state.histogram)
     return document
+
+
+def estimate_document(state: common_pb2.VmState) -> Json:
+    """Of a VM that nobody is attached to."""
+    pairs = zip(state.cold_estimate_min_age_seconds, state.cold_estimate_bytes, strict=False)
+    return {
+        "ages": [{"min_age_seconds": age, "cold_bytes": size} for age, size in pairs],
+        "looked_seconds": round(state.cold_estimate_looked_seconds, 3),
+        "sharers": state.cold_estimate_sharers,
+    }
 
 
 def decision_document(decision: operator_pb2.Decision) -> Json:

@@ -109,6 +109,9 @@ def vms_table(vms: Iterable[operator_pb2.Vm], screen: Screen) -> Table:
         Column("FAULT P99", lambda v: nanoseconds(v.state.fault_p99_ns), 2, "right"),
         Column("WHY", lambda v: _word_text(why(v)), 9, shrinks="end"),
     ]
+    vms = list(vms)
+    if any(vm.state.cold_estimate_bytes for vm in vms):
+        columns.insert(-1, Column("COLD (ESTIMATE)", _estimate, 3, "right"))
     return fit(columns, sorted(vms, key=lambda v: (v.node_id, v.identity.name, v.identity.vm_id)), screen)
 
 
@@ -174,6 +177,12 @@ def _desired(vm: operator_pb2.Vm) -> str:
     if decision.mode == common_pb2.MODE_PLAN and decision.planned_bytes:
         return f"plan {format_size(decision.planned_bytes)}"
     return _size(decision.budget_bytes)
+
+
+def _estimate(vm: operator_pb2.Vm) -> str:
+    """Only of a VM that nobody is attached to."""
+    sizes = vm.state.cold_estimate_bytes
+    return f"~{_size(sizes[0])}" if sizes else "-"
 
 
 def budgets_differ(vm: operator_pb2.Vm) -> bool:

@@ -29,7 +29,7 @@ from frostline.v1 import common_pb2, operator_pb2
 from frostline.wire.units import format_duration, format_size
 
 # What a picture that is redrawn in place has room for on 24 lines.
-_BRIEF: Final = ("memory", "saved", "budget", "why", "refused", "not accepted", "faults", "damage")
+_BRIEF: Final = ("memory", "saved", "budget", "why", "refused", "cold", "not accepted", "faults", "damage")
 
 
 def vm_view(vm: operator_pb2.Vm, screen: Screen, *, brief: bool = False) -> RenderableType:
@@ -106,6 +106,8 @@ def _facts(vm: operator_pb2.Vm, screen: Screen) -> Iterator[tuple[str, Text]]:
     if state.refusal:
         detail = f": {clean(state.refusal_detail)}" if state.refusal_detail else ""
         yield "refused", Text(f"{refusal_word(state.refusal)}{detail}", style="bold red")
+    if state.cold_estimate_bytes:
+        yield "cold", Text(_estimate(state))
     if vm.HasField("ack") and not vm.ack.accepted:
         detail = f": {clean(vm.ack.detail)}" if vm.ack.detail else ""
         yield "not accepted", Text(f"{reason_word(vm.ack.reason) or 'no reason given'}{detail}", style="yellow")
@@ -209,6 +211,19 @@ def _tracker(state: common_pb2.VmState) -> Text:
     if counters.tracker_switches:
         text.append(f"; others failed {counters.tracker_switches:,} times before", style="yellow")
     return text
+
+
+def _estimate(state: common_pb2.VmState) -> str:
+    """What looks cold to the kernel, with all that makes it an estimate."""
+    sizes = [format_size(size) for size in state.cold_estimate_bytes]
+    ages = [format_duration(age, parts=2) for age in state.cold_estimate_min_age_seconds]
+    older = "".join(f", ~{size} for {age}" for size, age in zip(sizes[1:], ages[1:], strict=False))
+    others = state.cold_estimate_sharers
+    shared = f" and that of {others:,} other process{'es' if others > 1 else ''}" if others else ""
+    return (
+        f"~{sizes[0]} cold (estimate): not seen touched for {''.join(ages[:1])}{older}, when the kernel looked "
+        f"{ago(state.cold_estimate_looked_seconds)} ago; of its whole cgroup, the VMM's own memory{shared} included"
+    )
 
 
 def _errors(counters: common_pb2.Counters) -> str:

@@ -19,6 +19,8 @@ MAX_AGE_SECONDS = 10 * 365 * 86400.0
 MAX_TEXT = 256
 MAX_DETAIL = 512
 MAX_ENUM = 255
+MAX_ESTIMATES = 16
+MAX_PROCESSES = 1 << 22  # as pids go
 # Epochs count controller starts, versions budget sets: numbers beyond these are made up, and following them
 # would leave no room to count on.
 MAX_EPOCH = 1 << 32
@@ -147,7 +149,28 @@ def state_problem(state: pb.VmState, identity: pb.VmIdentity) -> str:
         return f"brake_permille {state.brake_permille} is above 1000"
     if len(state.refusal_detail) > MAX_DETAIL:
         return f"refusal_detail has {len(state.refusal_detail)} characters; {MAX_DETAIL} are allowed"
-    return _histogram_problem(state.histogram, memory_bytes)
+    return _estimate_problem(state, memory_bytes) or _histogram_problem(state.histogram, memory_bytes)
+
+
+def _estimate_problem(state: pb.VmState, memory_bytes: int) -> str:
+    ages, sizes = list(state.cold_estimate_min_age_seconds), list(state.cold_estimate_bytes)
+    if len(ages) != len(sizes) or len(ages) > MAX_ESTIMATES:
+        return f"cold_estimate has {len(ages)} ages and {len(sizes)} sizes; {MAX_ESTIMATES} of each are allowed"
+    if ages and (state.pager_state or state.attached_seconds or state.HasField("histogram")):
+        return "cold_estimate of a VM that somebody is attached to"
+    if any(not math.isfinite(age) or not 0.0 <= age <= MAX_AGE_SECONDS for age in ages):
+        return "cold_estimate has an age that is no duration"
+    if any(later <= earlier for earlier, later in itertools.pairwise(ages)):
+        return "cold_estimate's ages do not grow"
+    if any(older > younger for younger, older in itertools.pairwise(sizes)):
+        return "cold_estimate has more that is older than there is in all"
+    if sizes and sizes[0] > memory_bytes:
+        return f"cold_estimate_bytes {sizes[0]} is more than its memory, {memory_bytes}"
+    if not 0.0 <= state.cold_estimate_looked_seconds <= MAX_AGE_SECONDS:
+        return f"cold_estimate_looked_seconds {state.cold_estimate_looked_seconds} is no duration"
+    if state.cold_estimate_sharers > MAX_PROCESSES:
+        return f"cold_estimate_sharers {state.cold_estimate_sharers} is no number of processes"
+    return ""
 
 
 def _histogram_problem(histogram: pb.Histogram, memory_bytes: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from frostline.agent.budgets import Grant, VmFacts
 from frostline.agent.discovery import Vmm
+from frostline.agent.mglru import ColdEstimate
 from frostline.agent.procfs import ProcessId
 from frostline.agent.vm import Held, Phase, Vm
 from frostline.native import AGE_BINS, Command, Freeze, Record, RecordKind, Refusal, State, Status, Tracker, Why
@@ -66,6 +67,8 @@ class StandInVm:
     held: Held = Held.NOT
     pager_restarts: int = 0
     last_takeover_seconds: float = 0.0
+    cold_estimate: ColdEstimate | None = None
+    no_estimate_why: str = ""
 
     def __post_init__(self) -> None:
         self.told: list[Command] = []

@@ -9,8 +9,10 @@ from dataclasses import replace
 from rich.console import Console
 
 from frostline.agent.cli.output import print_status
+from frostline.agent.mglru import ColdEstimate
 from frostline.agent.status import vm_document
-from frostline.native import Freeze, Tracker
+from frostline.agent.vm import Phase
+from frostline.native import Freeze, Refusal, Tracker
 from tests.unit.agent.doubles import GIB, StandInVm, a_status, a_vm, as_managed
 
 AGENT = {
@@ -50,3 +52,13 @@ def test_each_number_stands_under_its_heading() -> None:
     assert (row["pool"], row["faults"], row["lease"], row["tracker"]) == ("3.00 MiB", "42", "30s", "idle")
     assert (row["memory"], row["may be away"]) == ("1.00 GiB", "256 MiB")
     assert cells(printed(a_vm(2)), "vm-2")["tracker"] == "-"
+
+
+def test_an_estimate_is_called_one_and_shown_only_while_nobody_is_attached() -> None:
+    estimate = ColdEstimate((3 << 28, 1 << 20, 0, 0), 3700.0, 2)
+    refused = a_vm(1, phase=Phase.REFUSED, refusal=Refusal.LOCKED, refusal_detail="locked", cold_estimate=estimate)
+    text = " ".join(printed(refused).split())
+    assert "vm-1: ~768 MiB cold (estimate): not seen touched for 2m, ~1.00 MiB for 10m, ~0 B for 1h" in text
+    assert "the kernel looked 1h1m ago; shared with 2 other processes; an estimate for the whole cgroup" in text
+    served = vm_document(as_managed(a_vm(2, status=a_status(), cold_estimate=estimate)))
+    assert served["cold_estimate"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ from rich.console import Console
 from frostline.agent import probe as probing
 from frostline.agent.cli.output import print_probe
 from frostline.agent.discovery import Vmm
+from frostline.agent.mglru import ColdEstimate
 from frostline.agent.probe import Probe, VmmFinding, in_use, probe
 from frostline.agent.procfs import ProcessId
 from frostline.agent.trackers import KNOWN
@@ -40,6 +42,7 @@ class World:
 
     possible: set[Tracker] = field(default_factory=lambda: {Tracker.RWP, Tracker.ZAP})
     impossible_at: dict[int, Tracker] = field(default_factory=dict)
+    no_mglru: str = ""
     status: Status = field(default_factory=lambda: a_status(tracker=Tracker.RWP, freeze=Freeze.RWP))
 
     def probe_trackers(self, pid: int = 0) -> tuple[TrackerProbe, ...]:
@@ -57,6 +60,13 @@ class World:
         refusal = {SERVED: Refusal.ALREADY_SERVED, REFUSED: Refusal.LOCKED}.get(pid, Refusal.NONE)
         served_by = 99 if pid == SERVED else 0
         return Inspection(refusal, (), GIB, 1, 0, 0, served_by, pid == SERVED, "it is locked" if pid == REFUSED else "")
+
+    def why_not(self) -> str:
+        return self.no_mglru
+
+    def estimates(self, pids: Sequence[int]) -> dict[int, ColdEstimate | str]:
+        known: dict[int, ColdEstimate | str] = {FREE: "no swap", BROKEN: "no swap"}
+        return {pid: known.get(pid) or ColdEstimate((9 * GIB, 1 << 20, 0, 0), 5.0, 1) for pid in pids}
 
     def look(self, wanted: tuple[Tracker, ...] = ()) -> tuple[Probe, dict[int, VmmFinding]]:
         found = probe(wanted)
@@ -94,6 +104,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(probing, "inspect", world.inspect)
     monkeypatch.setattr(probing, "View", FakeView)
     monkeypatch.setattr(probing, "Discovery", FakeDiscovery)
+    monkeypatch.setattr(probing, "Mglru", lambda: world)
     return world
 
 
@@ -134,6 +145,23 @@ def test_a_refused_and_an_unreadable_vm_use_none(world: World) -> None:
     assert (refused.refusal, refused.tracker, refused.freeze_method) == ("locked", "", "")
     assert not any(each.chosen for each in refused.trackers) and any(each.possible for each in refused.trackers)
     assert broken.refusal == "internal" and "Input/output error" in broken.sentence and not broken.trackers
+
+
+def test_what_looks_cold_is_estimated_of_those_that_nobody_is_attached_to(world: World) -> None:
+    found, vmms = world.look()
+    assert found.mglru == "mglru tells an estimate of what is cold in their cgroups"
+    assert vmms[SERVED].cold_estimate is None and vmms[SERVED].no_estimate_why == ""
+    estimate = vmms[REFUSED].cold_estimate
+    assert estimate is not None and estimate["ages"][0]["cold_bytes"] == GIB, "no more than the VM has"
+    assert vmms[FREE].no_estimate_why == "no swap"
+    console = Console(file=io.StringIO(), width=100)
+    print_probe(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = " ".join(console.file.getvalue().split())
+    assert "~1.00 GiB cold (estimate): not seen touched for 2m, ~1.00 MiB for 10m" in text
+    assert "shared with 1 other process;" in text and "no estimate of its cold memory: no swap" in text
+    world.no_mglru = "needs a kernel with CONFIG_LRU_GEN"
+    assert probe().mglru == "mglru needs a kernel with CONFIG_LRU_GEN"
 
 
 def test_another_choice_says_how_to_get_it() -> None:

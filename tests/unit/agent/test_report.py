@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from frostline.agent.budgets import Grant
+from frostline.agent.mglru import ColdEstimate
 from frostline.agent.procfs import HostMemory
-from frostline.agent.report import PromotionRates, ReportBuilder, holding_back, vm_state
+from frostline.agent.report import PromotionRates, ReportBuilder, holding_back, identity, vm_state
 from frostline.agent.vm import Phase
+from frostline.controller.session.validate import state_problem
 from frostline.native import AGE_BIN_EDGES, AGE_BINS, Freeze, Refusal, State, Tracker, Why
 from frostline.v1 import common_pb2, session_pb2
 from tests.unit.agent.doubles import GIB, StandInVm, a_status, a_vm, as_managed
@@ -61,6 +63,26 @@ def test_a_refused_vm_is_reported_with_code_and_sentence() -> None:
     assert state.refusal == common_pb2.REFUSAL_NOT_SHARED_MEMFD
     assert state.refusal_detail == "start it with share=on"
     assert state.holding_back == common_pb2.REASON_UNSAFE and state.pager_state == 0
+
+
+def test_what_looks_cold_of_a_vm_that_nobody_is_attached_to_is_an_estimate_of_its_own() -> None:
+    estimate = ColdEstimate((GIB // 2, GIB // 4, 4096, 0), 14.0, 3)
+    vm = a_vm(1, phase=Phase.REFUSED, refusal=Refusal.LOCKED, cold_estimate=estimate)
+    state = vm_state(as_managed(vm), ())
+    assert list(state.cold_estimate_min_age_seconds) == [120.0, 600.0, 3600.0, 21600.0]
+    assert list(state.cold_estimate_bytes) == [GIB // 2, GIB // 4, 4096, 0]
+    assert (state.cold_estimate_looked_seconds, state.cold_estimate_sharers) == (14.0, 3)
+    assert not state.HasField("histogram") and state.working_set_bytes == state.evicted_bytes == 0
+    assert state_problem(state, identity(as_managed(vm))) == ""
+    # Time alone is no change, and whoever is attached knows better.
+    builder = ReportBuilder(PromotionRates())
+    build(builder, vm, full=True)
+    vm.cold_estimate = replace(estimate, looked_seconds=74.0)
+    assert not build(builder, vm).states
+    vm.cold_estimate = replace(estimate, cold_bytes=(0, 0, 0, 0))
+    assert list(build(builder, vm).states[0].cold_estimate_bytes) == [0, 0, 0, 0]
+    attached = vm_state(as_managed(a_vm(1, status=a_status(), cold_estimate=estimate)), (0.0,) * AGE_BINS)
+    assert not attached.cold_estimate_bytes and not attached.cold_estimate_looked_seconds
 
 
 def test_ages_are_seconds_and_lists_have_one_length() -> None:

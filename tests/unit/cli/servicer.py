@@ -258,6 +258,11 @@ def fill(servicer: Servicer) -> None:
     unsafe.state.refusal = common_pb2.REFUSAL_PASSTHROUGH
     unsafe.state.refusal_detail = "/dev/vfio/12 is open"
     unsafe.state.pager_state = common_pb2.PAGER_STATE_UNSPECIFIED
+    unsafe.state.tracker = common_pb2.TRACKER_UNSPECIFIED
+    unsafe.state.cold_estimate_min_age_seconds.extend([120, 600])
+    unsafe.state.cold_estimate_bytes.extend([300 * mib, 250 * mib])
+    unsafe.state.cold_estimate_looked_seconds = 14
+    unsafe.state.cold_estimate_sharers = 3
     unsafe.decision.reason = common_pb2.REASON_UNSAFE
     unsafe.decision.budget_bytes = 0
     servicer.vms += [plan, excluded, unsafe]

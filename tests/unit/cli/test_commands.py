@@ -98,6 +98,31 @@ def test_one_vm_for_people(frostline: Command) -> None:
     assert "swapped" not in out
 
 
+def test_what_looks_cold_of_an_unattached_vm_is_marked_an_estimate_everywhere(
+    frostline: Command, server: RunningServer
+) -> None:
+    out = frostline("vm", "gpu-1", width=200).out
+    assert "~300 MiB cold (estimate): not seen touched for 2m, ~250 MiB for 10m, when the kernel looked 14s ago" in out
+    assert "the VMM's own memory and that of 3 other processes included" in out
+    head, *rows = frostline("vms", width=200).out.splitlines()
+    assert "COLD (ESTIMATE)" in head
+    assert [row.split()[0] for row in rows if "~300 MiB" in row] == ["gpu-1"]
+    document = frostline("vm", "gpu-1", "--json").json
+    assert document["cold_estimate"] == {
+        "ages": [
+            {"min_age_seconds": 120, "cold_bytes": 300 * 2**20},
+            {"min_age_seconds": 600, "cold_bytes": 250 * 2**20},
+        ],
+        "looked_seconds": 14,
+        "sharers": 3,
+    }
+    # Where there is none, there is no word of it.
+    del server.servicer.vms[-1]
+    assert "ESTIMATE" not in frostline("vms", width=200).out
+    assert "estimate" not in frostline("vm", "web-1", width=200).out
+    assert frostline("vm", "web-1", "--json").json["cold_estimate"] is None
+
+
 def test_trouble_is_shown(frostline: Command, server: RunningServer) -> None:
     vm = server.servicer.vms[0]
     vm.state.counters.checksum_errors = 2

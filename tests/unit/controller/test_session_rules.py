@@ -177,6 +177,58 @@ def test_bad_states(fields: dict[str, Any]) -> None:
     assert state_problem(pb.VmState(vm_id="a", **fields), identity) != ""
 
 
+def estimated(**fields: Any) -> pb.VmState:
+    base: dict[str, Any] = {
+        "refusal": pb.REFUSAL_LOCKED,
+        "cold_estimate_min_age_seconds": [120.0, 600.0],
+        "cold_estimate_bytes": [GIB, MIB],
+        "cold_estimate_looked_seconds": 14.0,
+        "cold_estimate_sharers": 3,
+    }
+    return pb.VmState(vm_id="a", **{**base, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"cold_estimate_bytes": [GIB]}, "2 ages and 1 sizes"),
+        ({"cold_estimate_min_age_seconds": []}, "0 ages and 2 sizes"),
+        (
+            {"cold_estimate_min_age_seconds": [float(n) for n in range(17)], "cold_estimate_bytes": [0] * 17},
+            "17 ages",
+        ),
+        ({"cold_estimate_bytes": [GIB + 1, 0]}, "is more than its memory"),
+        ({"cold_estimate_bytes": [MIB, GIB]}, "more that is older"),
+        ({"cold_estimate_min_age_seconds": [120.0, float("nan")]}, "no duration"),
+        ({"cold_estimate_min_age_seconds": [-1.0, 600.0]}, "no duration"),
+        ({"cold_estimate_min_age_seconds": [600.0, 600.0]}, "do not grow"),
+        ({"cold_estimate_looked_seconds": float("inf")}, "looked_seconds inf is no duration"),
+        ({"cold_estimate_looked_seconds": -0.5}, "no duration"),
+        ({"cold_estimate_sharers": 2**32 - 1}, "no number of processes"),
+        ({"pager_state": pb.PAGER_STATE_ACTIVE}, "somebody is attached to"),
+        ({"attached_seconds": 1.0}, "somebody is attached to"),
+        ({"histogram": pb.Histogram()}, "somebody is attached to"),
+        ({"cold_estimate_bytes": [], "cold_estimate_min_age_seconds": [], "cold_estimate_sharers": 2**31}, "processes"),
+    ],
+)
+def test_estimates_that_cannot_be(fields: dict[str, Any], says: str) -> None:
+    identity = pb.VmIdentity(vm_id="a", memory_bytes=GIB)
+    assert state_problem(estimated(), identity) == ""
+    assert says in state_problem(estimated(**fields), identity)
+
+
+@given(st.lists(st.floats(), max_size=18), st.lists(st.integers(0, 2**64 - 1), max_size=18), st.floats())
+@settings(max_examples=300)
+def test_an_estimate_that_is_believed_makes_sense(ages: list[float], sizes: list[int], looked: float) -> None:
+    state = estimated(
+        cold_estimate_min_age_seconds=ages, cold_estimate_bytes=sizes, cold_estimate_looked_seconds=looked
+    )
+    if state_problem(state, pb.VmIdentity(vm_id="a", memory_bytes=GIB)) == "":
+        assert len(ages) == len(sizes) <= 16 and looked >= 0.0
+        assert ages == sorted(set(ages)) and all(0.0 <= age < 1e9 for age in ages)
+        assert sizes == sorted(sizes, reverse=True) and all(size <= GIB for size in sizes)
+
+
 _u64 = st.integers(0, 2**64 - 1)
 _doubles = st.floats(allow_nan=True, allow_infinity=True)
 
