@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "slow.h"
 #include "target_spin.h"
 
 #define MEMORY_BYTES (4u << 20)
@@ -360,14 +361,6 @@ bool target_sends_signals(void) {
 #endif
 }
 
-bool target_sanitized(void) {
-#if defined(FL_SANITIZE_ADDRESS) || defined(FL_SANITIZE_THREAD)
-    return true;
-#else
-    return false;
-#endif
-}
-
-unsigned target_rounds(unsigned plain, unsigned sanitized) {
-    return target_sanitized() ? sanitized : plain;
+unsigned target_rounds(unsigned plain, unsigned slow) {
+    return runs_slowly() ? slow : plain;
 }

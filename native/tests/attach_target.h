@@ -78,9 +78,8 @@ int target_vault(void);
 void target_need_root(void);
 void target_pause_us(unsigned us);
 uint64_t target_random(uint64_t *state);
-/* Fewer rounds under a sanitizer. */
-unsigned target_rounds(unsigned plain, unsigned sanitized);
-bool target_sanitized(void);
+/* How many rounds to do: fewer where each is slow (slow.h). */
+unsigned target_rounds(unsigned plain, unsigned slow);
 bool target_sends_signals(void);
 
 #endif

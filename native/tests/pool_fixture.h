@@ -13,16 +13,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "slow.h"
 #include "store/pool.h"
 
 #define PAGE_BYTES 4096
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(FL_SANITIZE_ADDRESS) || \
-    defined(FL_SANITIZE_THREAD)
-#define SANITIZED 1
-#else
-#define SANITIZED 0
-#endif
 
 /* Not assert(): also in a forked child, and says the values' names at least. */
 #define CHECK(condition, ...)                                                       \

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "attach_target.h"
+#include "slow.h"
 
 static int attach_patiently(int pid, struct fl_attachment *made, struct fl_refused *why) {
     int vault = target_vault();
@@ -164,7 +165,7 @@ int main(void) {
     target_need_root();
     out_of_descriptors();
     out_of_address_space();
-    if (target_sanitized()) {
+    if (SANITIZED) {
         printf("seccomp: skipped, a sanitizer's own calls would meet the filters\n");
     } else {
         seccomp();

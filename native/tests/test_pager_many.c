@@ -7,6 +7,8 @@
 #include "victim.h"
 
 #define PAGES 16384u
+/* While memory goes away nothing depends on the threads, and so many of them would take the CPUs from the pager. */
+#define WAITING_PAUSE_US 20000u
 
 static bool half_is_away(const struct fl_status *status) {
     return status->evicted_pages > PAGES / 2;
@@ -22,6 +24,7 @@ int main(int argc, char **argv) {
     unsigned threads = rounds(200, 100);
     struct victim victim = victim_start(PAGES, threads, seed);
     victim.shared->hot_pages = 16;
+    victim.shared->pause_us = WAITING_PAUSE_US;
     pid_t pager = pager_start(&victim, socket_path, more);
     struct fl_pager *connection = pager_connect(socket_path, 20);
     CHECK(pager_budget(connection, (PAGES - 512) * 4096ull, 600).error == 0, "budget");
@@ -39,7 +42,7 @@ int main(int argc, char **argv) {
             sleep_ms(100);
         }
         victim.shared->hot_pages = 16;
-        victim.shared->pause_us = 1000;
+        victim.shared->pause_us = WAITING_PAUSE_US;
     }
     CHECK(victim_verify(&victim, 60) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);
     printf("%u threads, %llu touches, %llu faults, 0 wrong\n", threads, (unsigned long long)victim.shared->touches,

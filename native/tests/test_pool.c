@@ -97,7 +97,7 @@ static uint32_t random_length(void) {
 static void test_shadow(void) {
     struct fixture fixture;
     fixture_make(&fixture, 128 * MIB, 128 * MIB);
-    uint32_t rounds = SANITIZED ? 100000 : 400000, moved = 0;
+    uint32_t rounds = runs_slowly() ? 100000 : 400000, moved = 0;
     uint32_t want = SHADOWS / 2; /* how full it shall be, changing */
     uint32_t have = 0;
 

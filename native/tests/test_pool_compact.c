@@ -11,7 +11,7 @@
 #define MIB (1ull << 20)
 #define PAGES 6000
 #define FAULT_THREADS 2
-#define PHASES (SANITIZED ? 8 : 24)
+#define PHASES (runs_slowly() ? 8 : 24)
 #define CLAIMED (1ull << 47)
 #define HANDLE_MASK (FL_HANDLE_END - 1)
 #define VERSION_SHIFT 48

@@ -11,7 +11,7 @@
 #define PAGES 200
 #define CAPACITY (24ull * FL_SLAB_BYTES)
 /* Damage that every check passes would be a hole; damage that nothing notices (unused bytes) is none. */
-#define ROUNDS (SANITIZED ? 300 : 1200)
+#define ROUNDS (runs_slowly() ? 300 : 1200)
 
 static struct fixture fixture;
 static struct fl_codec *codec;

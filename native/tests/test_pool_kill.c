@@ -128,7 +128,7 @@ static void run_and_kill(struct rng *rng) {
         for (int i = 0; i < 50000 && !atomic_load(&truth->serving); i++)
             pause_for(100);
     }
-    pause_for(1 + rng_below(rng, SANITIZED ? 30000 : 8000));
+    pause_for(1 + rng_below(rng, runs_slowly() ? 30000 : 8000));
     CHECK(kill(pid, SIGKILL) == 0, "kill");
     int status = 0;
     CHECK(waitpid(pid, &status, 0) == pid, "waitpid");

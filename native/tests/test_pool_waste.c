@@ -149,7 +149,7 @@ int main(int argc, char **argv) {
     rng.state = seed_from(argc, argv);
     for (size_t i = 0; i < sizeof distributions / sizeof distributions[0]; i++) {
         test_distribution(&distributions[i], 1);
-        if (!SANITIZED)
+        if (!runs_slowly())
             test_distribution(&distributions[i], 16); /* neighbours are freed together */
     }
     return 0;

@@ -14,6 +14,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "slow.h"
+
 #define PAGE 4096u
 #define WORDS (PAGE / 8)
 #define PLUG_BYTES (4u << 20)
@@ -35,23 +37,8 @@ uint64_t seed_of(int argc, char **argv) {
     return seed;
 }
 
-unsigned rounds(unsigned plain, unsigned sanitized) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(FL_SANITIZE_ADDRESS) || \
-    defined(FL_SANITIZE_THREAD)
-    (void)plain;
-    return sanitized;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-    (void)plain;
-    return sanitized;
-#else
-    (void)sanitized;
-    return plain;
-#endif
-#else
-    (void)sanitized;
-    return plain;
-#endif
+unsigned rounds(unsigned plain, unsigned slow) {
+    return runs_slowly() ? slow : plain;
 }
 
 void sleep_ms(unsigned milliseconds) {

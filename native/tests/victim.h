@@ -93,8 +93,8 @@ void wait_until(const struct victim *victim, bool (*condition)(const struct fl_s
 
 uint64_t random_next(uint64_t *state);
 uint64_t seed_of(int argc, char **argv);
-/* Rounds cut down where a sanitizer makes each slow. */
-unsigned rounds(unsigned plain, unsigned sanitized);
+/* How many rounds to do: fewer where each is slow (slow.h). */
+unsigned rounds(unsigned plain, unsigned slow);
 void sleep_ms(unsigned milliseconds);
 /* Refuses to go on (77) where this test cannot run: not root, no userfaultfd. */
 void need_paging(void);
