@@ -17,6 +17,7 @@ from tests.system.guest.errors import GuestError
 from tests.system.guest.kernel import GuestKernel
 
 from .channel import Channel, Running
+from .clock import tsc_khz
 from .console import KernelConsole
 from .contents import PAGER, initramfs
 from .debian import debian_kernel
@@ -40,6 +41,7 @@ ENVIRONMENT = {
     "HOME": "/root",
     "LC_ALL": "C.UTF-8",
     "FROSTLINE_PAGER": PAGER,
+    "FL_TEST_SLOW": "1",  # an emulated CPU: no test shall measure time or do its full number of rounds
 }
 
 
@@ -101,7 +103,12 @@ class Kernel:
         for number, disk in enumerate(self.config.images):
             command += ["-drive", f"if=none,id=disk{number},file={disk},format=raw,readonly=on"]
             command += ["-device", f"virtio-blk-pci,drive=disk{number}"]
-        line = [*_COMMAND_LINE, f"fl.disks={len(self.config.images)}", *self.config.command_line]
+        line = [
+            *_COMMAND_LINE,
+            f"tsc_early_khz={tsc_khz()}",
+            f"fl.disks={len(self.config.images)}",
+            *self.config.command_line,
+        ]
         command += ["-kernel", str(self.kernel.image), "-initrd", str(image), "-append", " ".join(line)]
         return command
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is inside the guest: its init, busybox, the pager, the C tests, and the libraries that these need."""
 
+import os
 import re
 import shutil
 import stat
@@ -15,7 +16,8 @@ from tests.system.guest.kernel import GuestKernel
 from tests.system.guest.tools import run_tool
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-NATIVE_BUILD = _REPOSITORY / "build" / "native"
+# Another build of the C programs may be tried, e.g. one with sanitizers.
+NATIVE_BUILD = Path(os.environ.get("FROSTLINE_NATIVE_BUILD", _REPOSITORY / "build" / "native"))
 TESTS_FOLDER = "/tests"
 PAGER = "/tests/frostline-pager"
 _LDD_LIMIT_SECONDS = 60
