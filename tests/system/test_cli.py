@@ -207,6 +207,38 @@ async def test_a_budget_is_desired_then_in_force(frostline: Operator, agent: Raw
     assert (await _vm(frostline, "db"))["reason"] == "excluded"
 
 
+async def test_trackers_and_estimates_reach_the_operator_and_lies_do_not(frostline: Operator, agent: RawAgent) -> None:
+    served = state("a")
+    served.tracker, served.freeze_method, served.swapped_bytes = pb.TRACKER_RWP, pb.FREEZE_METHOD_RWP, 8 * MIB
+    refused = pb.VmState(vm_id="b", refusal=pb.REFUSAL_LOCKED, memory_bytes=GIB, cold_estimate_looked_seconds=14)
+    refused.cold_estimate_min_age_seconds.extend([120, 600])
+    refused.cold_estimate_bytes.extend([300 * MIB, 250 * MIB])
+    await agent.report([served, refused])
+
+    async def shown() -> bool:
+        return bool((await _vm(frostline, "db"))["cold_estimate"])
+
+    await until("the estimate is shown", shown)
+    web = await _vm(frostline, "web")
+    assert (web["tracker"], web["freeze_method"], web["swapped_bytes"]) == ("rwp", "rwp", 8 * MIB)
+    assert web["cold_estimate"] is None
+    assert "rwp, freezes by rwp" in (await frostline.ok("vm", "web")).out
+    assert "~300 MiB cold (estimate)" in " ".join((await frostline.ok("vm", "db")).out.split())
+    assert "about 300 MiB of its cgroup look cold, which is an estimate" in (await frostline.ok("explain", "db")).out
+
+    served.swapped_bytes = 2 * GIB
+    refused.cold_estimate_bytes[:] = [2 * GIB, GIB]
+    await agent.report([served, refused])
+
+    async def disbelieved() -> bool:
+        said = [(await frostline.ok("explain", name)).out for name in ("web", "db")]
+        return all("was not believed" in text for text in said)
+
+    await until("the lies are named", disbelieved)
+    assert (await _vm(frostline, "web"))["swapped_bytes"] == 8 * MIB
+    assert (await _vm(frostline, "db"))["cold_estimate"]["ages"][0]["cold_bytes"] == 300 * MIB
+
+
 async def test_policies(frostline: Operator, agent: RawAgent, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(ENFORCE)
