@@ -31,7 +31,8 @@
 #define TOUCHED_MAX 16u
 #define ROUNDS_MAX 64u
 #define WINDOWS_MAX 32u
-#define VOID_TRIES 5u /* scans that an error made void, in a row */
+#define VOID_TRIES 20u /* scans that an error made void, in a row */
+#define VOID_PAUSE_NS (100 * FL_NS_PER_MS)
 #define MIB_MAX 65536u
 #define PAGES_OF_MIB 256u
 
@@ -182,8 +183,10 @@ static void measure_well(struct run *run, uint64_t seed, uint32_t touched, struc
     int error = -EAGAIN;
     for (uint32_t i = 0; i < VOID_TRIES && error; i++) {
         error = measure(run, seed, touched, out);
-        if (error)
+        if (error) {
             fprintf(stderr, "bench_trackers: %s: a void scan: %s\n", fl_tracker_name(run->ops->kind), strerror(-error));
+            fl_sleep_ns(VOID_PAUSE_NS);
+        }
     }
     if (error)
         fail(fl_tracker_name(run->ops->kind), error);

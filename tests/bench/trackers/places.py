@@ -22,14 +22,23 @@ KERNEL_MEMORY_MIB: Final = 3072
 Measured = Probe | Point | Steady
 
 
+class Failed(BenchError):  # noqa: N818
+    """A run that did not come to its end; ``measured`` is what it had measured before."""
+
+    def __init__(self, why: str, measured: list[Measured]) -> None:
+        super().__init__(why)
+        self.measured: Final = measured
+
+
 class Place(Protocol):
-    """``run``: bench_trackers with these arguments, within its limit. BenchError when it fails."""
+    """``run``: bench_trackers with these arguments, within its limit. Failed when it fails."""
 
     def run(self, arguments: Sequence[str], limit_seconds: float) -> list[Measured]: ...
 
 
 def parse_lines(text: str) -> list[Measured]:
-    return [parse(json.loads(line)) for line in text.splitlines() if line.startswith("{")]
+    """What is there up to the last whole line; lines that are no JSON are for people."""
+    return [parse(json.loads(line)) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 class OwnKernel:
@@ -41,9 +50,10 @@ class OwnKernel:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit_seconds, check=False)
         except subprocess.TimeoutExpired as error:
-            raise BenchError(f"{' '.join(command)} did not end in {limit_seconds:g} s") from error
+            raise Failed(f"{' '.join(command)} did not end in {limit_seconds:g} s", []) from error
         if done.returncode not in (0, SKIPPED):
-            raise BenchError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
+            why = f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}"
+            raise Failed(why, parse_lines(done.stdout))
         return parse_lines(done.stdout)
 
 
@@ -53,7 +63,11 @@ class BootedKernel:
 
     def run(self, arguments: Sequence[str], limit_seconds: float) -> list[Measured]:
         done = self._kernel.run([f"/bench/{PROGRAM}", *arguments], limit_seconds)
-        return parse_lines(done.check(0, SKIPPED).stdout)
+        if done.over_limit or done.code not in (0, SKIPPED):
+            ended = f"over its limit of {limit_seconds:g} s" if done.over_limit else f"exit {done.code}"
+            why = f"{' '.join(arguments)}: {ended}: {done.stderr.strip()[-1000:]}"
+            raise Failed(why, parse_lines(done.stdout))
+        return parse_lines(done.stdout)
 
 
 @contextmanager

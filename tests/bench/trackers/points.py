@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final
 
 PAGE_BYTES: Final = 4096
 PAGES_PER_GIB: Final = (1 << 30) // PAGE_BYTES
+
+
+_ROUNDS: Final = (
+    "arm_ns", "harvest_ns", "plain_ns", "armed_ns", "stop_ns", "right", "missed", "wrong",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,16 @@ class Point:
     def guest_share(self, interval_seconds: float) -> float:
         """Part of the guest's time that a scan each ``interval_seconds`` takes: faults, and the longest stop."""
         return (self.guest_ms / 1e3 + min(self.stop_ns) / 1e9) / interval_seconds
+
+    def with_rounds_of(self, other: Point) -> Point:
+        """Both together: the same was measured twice, at different times."""
+        rounds = {name: getattr(self, name) + getattr(other, name) for name in _ROUNDS}
+        return replace(self, **rounds)
+
+    @property
+    def what(self) -> tuple[str, str, int, int, int]:
+        """What was measured: points that have it in common differ in nothing but time."""
+        return self.guest, self.tracker, self.pages, self.touched, self.mappers
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -122,7 +122,7 @@ def rows(place: PlaceResults) -> list[Row]:
             what = f"{place.title}: scanner's cost, idle / rwp, 1/16 touched"
             found.append(Row(f"{place.key}.idle_by_rwp", what, value=ratio, limit=SCANNER_RATIO_LIMIT, at_least=True))
     for name in EXACT:
-        points = [point for point in (place.kvm or place.by_touched) if point.tracker == name]
+        points = [point for point in (place.kvm + place.heated or place.by_touched) if point.tracker == name]
         worst = [value for point in points for value in (point.recall, point.precision) if value is not None]
         if worst:
             what = f"{place.title}: {name}, worst recall or precision, {points[0].guest} guest"
@@ -144,9 +144,13 @@ def show(console: Console, place: PlaceResults) -> None:
         console.print(mapped(place.mapped, f"{place.title}: memory that others have mapped, 1/16 touched"))
     if place.kvm:
         console.print(accuracy(place.kvm, f"{place.title}: KVM guest"))
+    if place.heated:
+        console.print(accuracy(place.heated, f"{place.title}: KVM guest beside a VMM busy in memory of its own"))
     console.print(accuracy(place.by_touched, f"{place.title}: plain process"))
     if place.steady:
         console.print(steady(place))
+    for failure in place.failures:
+        console.print(f"failed: {failure}", style="red", markup=False)
 
 
 def show_rows(console: Console, found: Sequence[Row]) -> None:
