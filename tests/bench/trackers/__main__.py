@@ -29,7 +29,7 @@ from tests.system.guest.kernel import GuestKernel
 
 IDLE, DEBIAN, OWN = "idle", "debian", "own"
 AMOUNTS: Final = {
-    IDLE: Amounts(2, 3, 512, sizes_mib=(64, 128, 256, 512, 1024), mapped_mib=256, steady_mib=1024, kvm_mib=32),
+    IDLE: Amounts(2, 3, 512, sizes_mib=(64, 256, 1024), mapped_mib=256, steady_mib=1024, kvm_mib=32),
     DEBIAN: Amounts(2, 3, 256, kvm_mib=32),
     OWN: Amounts(2, 3, 4096, sizes_mib=(1024, 4096, 16384), steady_mib=4096),
 }

@@ -42,11 +42,19 @@ def _frame(axes: Axes, title: str, x_label: str) -> None:
     axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
 
 
-def _ticks(axes: Axes, values: Iterable[float]) -> None:
+def _size(gib: float) -> str:
+    return f"{gib:g} GiB" if gib >= 1 else f"{gib * 1024:g} MiB"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else "100"
+
+
+def _ticks(axes: Axes, values: Iterable[float], text: Callable[[float], str]) -> None:
     """Where it was measured, and nowhere else."""
-    axes.set_xticks(sorted(set(values)))
+    places = sorted(set(values))
+    axes.set_xticks(places, [text(value) for value in places])
     axes.set_xticks([], minor=True)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}" if value < 1 else f"{value:.3g}")
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:
@@ -70,10 +78,10 @@ def plot_by_size(places: Sequence[PlaceResults], path: Path) -> list[Path]:
             _line(axes, points, lambda point: point.gib, lambda point: point.scanner_ms)
             _line(axes, points, lambda point: point.gib, lambda point: point.guest_ms, dotted=True)
         axes.set_xscale("log", base=2)
-        _ticks(axes, [point.gib for point in place.by_size])
+        _ticks(axes, [point.gib for point in place.by_size], _size)
         axes.set_yscale("log")
         touched = place.by_size[0].touched * 4 // 1024
-        _frame(axes, f"{place.title}\n{touched} MiB touched a scan", "size of the VM, GiB")
+        _frame(axes, f"{place.title}\n{touched} MiB touched a scan", "size of the VM")
         if number == 0:
             axes.set_ylabel("ms a scan (solid: scanner, dotted: guest)", fontsize=8)
         axes.legend(fontsize=8)
@@ -100,7 +108,9 @@ def plot_by_touched(place: PlaceResults, path: Path) -> list[Path]:
                   lambda point: point.fraction * 100, cost)  # fmt: skip
         axes.set_xscale("log", base=4)
         axes.set_yscale("log")
-        _ticks(axes, [point.fraction * 100 for point in place.by_touched if point.touched])
+        _ticks(
+            axes, [point.fraction * 100 for point in place.by_touched if point.touched], lambda value: f"{value:.2g}"
+        )
         _frame(axes, title, "pages touched between two scans, %")
         if number == 0:
             axes.set_ylabel("ms a scan and GiB", fontsize=8)

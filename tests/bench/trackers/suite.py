@@ -31,7 +31,7 @@ class Amounts:
     steady_mib: int = 0
     steady_windows: int = 3
     kvm_mib: int = 0
-    kvm_rounds: int = 5
+    kvm_rounds: int = 3
     limit_seconds: float = 240.0
 
 
