@@ -45,3 +45,8 @@ def this_machine() -> Machine:
         memory_bytes=int(_field("/proc/meminfo", "MemTotal").split()[0]) * 1024,
         load_average=os.getloadavg()[0],
     )
+
+
+def available_bytes() -> int:
+    """What the kernel says can be had without swapping."""
+    return int(_field("/proc/meminfo", "MemAvailable").split()[0]) * 1024

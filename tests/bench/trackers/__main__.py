@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 from rich.console import Console
 
 from tests.bench.errors import BenchError, Skipped
-from tests.bench.machine import this_machine
+from tests.bench.machine import available_bytes, this_machine
 from tests.bench.report import show_machine
 from tests.bench.trackers import plots, report
 from tests.bench.trackers.places import PROGRAM, OwnKernel, booted
@@ -38,6 +38,7 @@ QUICK: Final = {
     DEBIAN: Amounts(1, 2, 64, (0, 16, 1), kvm_mib=16, kvm_rounds=2),
     OWN: Amounts(1, 2, 256, (0, 16, 1), sizes_mib=(256, 1024)),
 }
+ROOM_PART: Final = 0.8
 TITLES: Final = {
     IDLE: "7.3 with page_idle, emulated",
     DEBIAN: "Debian's 7.3, emulated",
@@ -81,11 +82,15 @@ class Run:
 
     @staticmethod
     def _that_fit(amounts: Amounts) -> Amounts:
-        """VMs of real pages: only what leaves a quarter of the free memory to the rest."""
-        free_mib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-        fitting = tuple(mib for mib in amounts.sizes_mib if mib <= free_mib * 3 // 4)
-        touched_mib = min(amounts.touched_mib, 1 << (max(1, free_mib * 3 // 4).bit_length() - 1))
-        return replace(amounts, sizes_mib=fitting, touched_mib=touched_mib)
+        """VMs of real pages: only what leaves a part of the memory that is free now to the rest."""
+        room_mib = int(available_bytes() * ROOM_PART) >> 20
+        fitting = tuple(mib for mib in amounts.sizes_mib if mib <= room_mib)
+        return replace(
+            amounts,
+            sizes_mib=fitting,
+            touched_mib=min(amounts.touched_mib, room_mib),
+            steady_mib=min(amounts.steady_mib, room_mib),
+        )
 
 
 def _arguments() -> argparse.Namespace:
