@@ -10,6 +10,7 @@
 const struct fl_tracker_ops *const fl_trackers[FL_TRACKERS] = {
     &fl_tracker_rwp,
     &fl_tracker_zap,
+    &fl_tracker_idle,
     &fl_tracker_damon,
 };
 

@@ -50,6 +50,7 @@ struct fl_tracker_ops {
 
 extern const struct fl_tracker_ops fl_tracker_rwp;
 extern const struct fl_tracker_ops fl_tracker_zap;
+extern const struct fl_tracker_ops fl_tracker_idle;
 extern const struct fl_tracker_ops fl_tracker_damon;
 
 /* All there are, in the order in which they are preferred. */

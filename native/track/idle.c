@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tracker `idle`: the kernel's page_idle bitmap. Arming marks the frames behind the VMM's page tables, which clears the
+ * ACCESS bits of all their mappings, KVM's included; a frame that is touched loses its mark. Nothing is protected, so a
+ * touch costs the guest nothing: the kernel pays instead, by walking the mappings of each frame, marked or asked about.
+ *
+ * What counts as accessed: a page that is mapped and whose mark is gone, by whichever process touched it; and one that was
+ * mapped since, which never had a mark. The mark moves along when the kernel migrates a page, and so do ACCESS bits. A
+ * page that is swapped out is not mapped; when it comes back it is mapped because it was touched, and has no mark.
+ *
+ * What it cannot see:
+ *  - Who clears ACCESS bits clears them for all. MGLRU's aging (under memory pressure) and DAMON do, and tell page_idle
+ *    nothing: what was touched before looks idle afterwards.
+ *  - DMA and direct I/O into guest memory go by pinned frames and set no ACCESS bit; what was done to the file by
+ *    read() and write() does not count where MGLRU is on.
+ *  - hugetlb pages are on no LRU list and never idle. A transparent huge page has one mark for all its pages; when
+ *    only a part of it is mapped, without its head, it is never marked either.
+ *  - Frames that somebody works on at that moment (reclaim, compaction, I/O): off their LRU list they look accessed,
+ *    and of a locked one ACCESS bits are not looked at, so that an access is missed when it is locked while it is read.
+ *
+ * Frames wait for their LRU list in a batch of each CPU, and are not looked at before they are there: the last 31 that a
+ * CPU faulted in or migrated would look accessed for ever on a calm host (lru.h).
+ *
+ * Clearing ACCESS bits flushes no TLB: a CPU that has a page in its TLB does not set the bit again, and the hottest pages
+ * of all look idle. What there is to do about it from outside: membarrier() interrupts CPUs and flushes nothing;
+ * /proc/PID/clear_refs and process_madvise(MADV_COLD) change what we want to look at; mprotect() has to run in the VMM. But
+ * protecting pages by userfaultfd, for whichever freeze the memory is registered, and lifting it at once changes nothing in
+ * the end, and its flush is of the whole address space if the range is longer than 33 pages (x86), and of all vCPUs if KVM
+ * had mapped any of it. So every arming ends with a few of these.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "attach/proc.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "swap/uffd.h"
+#include "track/lru.h"
+#include "track/page_idle.h"
+#include "track/track.h"
+
+#define FLUSHES 4u
+#define FLUSH_PAGES 64u
+#define PROTECT_TRIES 50u
+
+struct fl_tracker {
+    struct fl_vm *vm;
+    struct fl_lru lru;
+    uint64_t random; /* so that not always the same pages pay for the flush */
+    bool mapped_any; /* of the arming under way: the VMM has these pages mapped */
+    uint32_t mapped_region;
+    uint64_t mapped[FLUSHES];
+    /* What collect() has read, by region, until harvest() has told of it: pages of the region up to `told` are. */
+    uint64_t *seen[FL_MAX_REGIONS];
+    uint64_t told[FL_MAX_REGIONS];
+    struct fl_page_idle idle;
+};
+
+static bool switched_on(const char *path) {
+    char text[32];
+    return fl_proc_read(path, text, sizeof(text)) == 0 && (text[0] == 'Y' || strtoul(text, NULL, 0) > 0);
+}
+
+static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
+    (void)pid;
+    if (!kernel->idle_page_tracking) {
+        snprintf(detail, bytes,
+                 "needs root and " FL_PAGE_IDLE_PATH
+                 ": a kernel with CONFIG_IDLE_PAGE_TRACKING (RHEL, Fedora, Ubuntu)");
+        return false;
+    }
+    if (!fl_page_idle_sees_frames()) {
+        snprintf(detail, bytes,
+                 "page_idle goes by frame numbers, and /proc/PID/pagemap hides them: needs CAP_SYS_ADMIN");
+        return false;
+    }
+    bool lru_gen = switched_on("/sys/kernel/mm/lru_gen/enabled");
+    bool damon = switched_on("/sys/module/damon_stat/parameters/enabled");
+    snprintf(detail, bytes,
+             "exact to a page, KVM's mappings included, free for the guest, dear for the scanner%s%s%s%s",
+             lru_gen || damon ? "; accesses can be missed where " : "",
+             lru_gen ? "MGLRU ages (/sys/kernel/mm/lru_gen/enabled is on)" : "", lru_gen && damon ? " and " : "",
+             damon ? "damon_stat samples (its parameter `enabled` is Y)" : "");
+    return true;
+}
+
+/* ---- a scan's harvest --------------------------------------------------------------------------------------- */
+
+static void forget_seen(struct fl_tracker *tracker) {
+    for (uint32_t i = 0; i < FL_MAX_REGIONS; i++) {
+        free(tracker->seen[i]);
+        tracker->seen[i] = NULL;
+        tracker->told[i] = 0;
+    }
+}
+
+static void destroy(struct fl_tracker *tracker) {
+    if (!tracker)
+        return;
+    /* Marks stay where they are: they make nobody wait, and each goes with the next touch of its page. */
+    forget_seen(tracker);
+    fl_page_idle_close(&tracker->idle);
+    fl_lru_close(&tracker->lru);
+    free(tracker);
+}
+
+static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
+    (void)faults;
+    struct fl_tracker *tracker = calloc(1, sizeof(*tracker));
+    if (!tracker)
+        return -ENOMEM;
+    tracker->vm = vm;
+    int error = fl_page_idle_open(&tracker->idle);
+    if (!error)
+        error = fl_page_idle_reserve(&tracker->idle, FL_SCAN_PAGES);
+    if (!error)
+        error = fl_lru_open(&tracker->lru);
+    if (error == -EOPNOTSUPP) { /* then so be it */
+        fl_log_text(FL_LOG_INFO, "lru_not_drained",
+                    "MADV_COLLAPSE drains nothing here: pages just mapped look accessed");
+        error = 0;
+    }
+    if (error) {
+        destroy(tracker);
+        return error;
+    }
+    *out = tracker;
+    return 0;
+}
+
+/* The larger the batches, the more of ours in each word that is walked. They are given back at the end of a scan. */
+static int reserve_for_all(struct fl_tracker *tracker) {
+    uint64_t most = FL_SCAN_PAGES;
+    for (uint32_t i = 0; i < fl_region_count(tracker->vm); i++) {
+        uint64_t pages = fl_region_pages(tracker->vm, i);
+        most = pages > most ? pages : most;
+    }
+    most = (most + 63) / 64 * 64;
+    return fl_page_idle_reserve(&tracker->idle, most < FL_PAGE_IDLE_BATCH ? (uint32_t)most : FL_PAGE_IDLE_BATCH);
+}
+
+/* Find the frames of all regions, a batch at a time, and do something with each. */
+static int for_all(struct fl_tracker *tracker,
+                   int (*act)(struct fl_tracker *tracker, uint32_t region, uint64_t skipped)) {
+    struct fl_vm *vm = tracker->vm;
+    int error = reserve_for_all(tracker);
+    for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++) {
+        uint64_t pages = fl_region_pages(vm, i);
+        for (uint64_t at = 0; at < pages && !error && !atomic_load(&fl_region(vm, i)->gone);) {
+            uint32_t count = pages - at < tracker->idle.room ? (uint32_t)(pages - at) : tracker->idle.room;
+            error = atomic_load(&vm->gone) ? -ESRCH : 0;
+            if (!error)
+                error = fl_page_idle_find(&tracker->idle, vm, i, fl_region(vm, i)->first_page + at, count);
+            if (!error)
+                error = act(tracker, i, at);
+            at += count;
+        }
+    }
+    int released = fl_page_idle_reserve(&tracker->idle, FL_SCAN_PAGES);
+    return error ? error : released;
+}
+
+static int look(struct fl_tracker *tracker, uint32_t region, uint64_t skipped) {
+    if (!tracker->seen[region])
+        tracker->seen[region] = calloc((fl_region_pages(tracker->vm, region) + 63) / 64, sizeof(uint64_t));
+    return tracker->seen[region] ? fl_page_idle_accessed(&tracker->idle, tracker->seen[region] + skipped / 64)
+                                 : -ENOMEM;
+}
+
+/* Pages that were migrated wait in a batch like new ones: they have their marks, but are not looked at there. */
+static int collect(struct fl_tracker *tracker) {
+    forget_seen(tracker);
+    fl_lru_drain(&tracker->lru);
+    int error = for_all(tracker, look);
+    if (error)
+        forget_seen(tracker);
+    return error;
+}
+
+/* What collect() has read is told once, in the order of a scan; whoever asks again wants to know of accesses until now. */
+static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
+    uint64_t skip = first - fl_region(tracker->vm, region)->first_page;
+    size_t bytes = (count + 63) / 64 * sizeof(*accessed);
+    if (tracker->seen[region] && skip == tracker->told[region]) {
+        memcpy(accessed, tracker->seen[region] + skip / 64, bytes);
+        tracker->told[region] += count;
+        return 0;
+    }
+    memset(accessed, 0, bytes);
+    int error = fl_page_idle_find(&tracker->idle, tracker->vm, region, first, count);
+    return error ? error : fl_page_idle_accessed(&tracker->idle, accessed);
+}
+
+/* ---- arming ------------------------------------------------------------------------------------------------- */
+
+static int mark(struct fl_tracker *tracker, uint32_t region, uint64_t skipped) {
+    const struct fl_page_idle *idle = &tracker->idle;
+    for (uint32_t i = 0; i < FLUSHES && idle->count; i++) {
+        tracker->random = tracker->random * UINT64_C(6364136223846793005) + 1442695040888963407u;
+        tracker->mapped_any = true;
+        tracker->mapped_region = region;
+        tracker->mapped[i] = fl_region(tracker->vm, region)->first_page + skipped +
+                             fl_page_idle_index(idle, (uint32_t)((tracker->random >> 33) % idle->count));
+    }
+    return fl_page_idle_mark(&tracker->idle);
+}
+
+static int protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool on) {
+    int error = -EAGAIN;
+    for (uint32_t i = 0; i < PROTECT_TRIES && error == -EAGAIN; i++) {
+        error = fl_uffd_protect(vm, address, length, on);
+        if (error == -EAGAIN)
+            fl_sleep_ns(20 * FL_NS_PER_US);
+    }
+    return error;
+}
+
+/* Around one page. */
+static int flush_by(struct fl_vm *vm, uint32_t region, uint64_t page) {
+    uint64_t pages = fl_region_pages(vm, region), skip = page - fl_region(vm, region)->first_page;
+    uint64_t count = pages < FLUSH_PAGES ? pages : FLUSH_PAGES;
+    skip = skip < pages - count ? skip : pages - count;
+    uint64_t address = fl_address_of_page(vm, region, fl_region(vm, region)->first_page + skip);
+    int error = protect(vm, address, count * FL_PAGE_SIZE, true);
+    return error ? error : protect(vm, address, count * FL_PAGE_SIZE, false);
+}
+
+/*
+ * At several places, because protecting flushes nothing where nobody ever wrote. A write to these pages at this very moment
+ * is answered as any to a page that is being frozen. Nothing depends on the flush but how exact we are: an address space
+ * that changes all the time gets none.
+ */
+static void flush_tlbs(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    int error = 0;
+    for (uint32_t i = 0; i < FLUSHES && tracker->mapped_any && !error; i++) {
+        uint64_t start_ns = fl_now();
+        error = flush_by(tracker->vm, tracker->mapped_region, tracker->mapped[i]);
+        uint64_t took_ns = fl_now() - start_ns;
+        *stop_max_ns = took_ns > *stop_max_ns ? took_ns : *stop_max_ns;
+    }
+    if (error && error != -ESRCH)
+        fl_log_text(FL_LOG_DEBUG, "no_tlb_flush", "userfaultfd protection on process %d: %s", tracker->vm->pid,
+                    strerror(-error));
+}
+
+static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    *stop_max_ns = 0;
+    forget_seen(tracker);
+    fl_lru_drain(&tracker->lru);
+    tracker->mapped_any = false;
+    int error = for_all(tracker, mark);
+    if (!error)
+        flush_tlbs(tracker, stop_max_ns);
+    return error;
+}
+
+const struct fl_tracker_ops fl_tracker_idle = {
+    .kind = FL_TRACKER_IDLE,
+    .freeze = FL_FREEZE_NONE,
+    .outlives_pager = true,
+    .probe = probe,
+    .create = create,
+    .destroy = destroy,
+    .collect = collect,
+    .harvest = harvest,
+    .arm = arm,
+};
