@@ -28,7 +28,7 @@ PYTHON_FOLDERS := agent controller proto native tests deploy
 .PHONY: help
 help:
 	@echo 'make demo         the whole loop on two real Linux guests, with a report'
-	@echo 'make test         all tests: C (plain, ASan+UBSan, TSan), unit, system, chaos with a short soak'
+	@echo 'make test         all tests: C (plain, ASan+UBSan, TSan), unit, system, chaos with a short soak, Linux 7.3'
 	@echo 'make lint         ruff, mypy, clang-format, buf'
 	@echo 'make bench        the figures, as ratios of one run'
 	@echo 'make bench-trackers  what each tracker costs, and how exact it is: tables, and plots in build/bench-trackers'
@@ -36,7 +36,7 @@ help:
 	@echo 'make build        the C library, the pager and the Python package, editable, in $(VENV)'
 	@echo 'make proto        only the generated protobuf package'
 	@echo 'make deps         what the above need: Debian packages and the venv'
-	@echo 'make test-unit test-c test-asan test-tsan test-system test-chaos'
+	@echo 'make test-unit test-c test-asan test-tsan test-system test-chaos test-kernel'
 	@echo 'make format clean distclean'
 
 # ---- What is needed ---------------------------------------------------------------------------------------------
@@ -50,6 +50,11 @@ deps:
 .PHONY: guest
 guest: build
 	@if [ -f tests/system/guest/__main__.py ]; then $(PYTHON) -m tests.system.guest fetch; fi
+
+# The Linux 7.3 that the C tests and the pager run inside; fetched once.
+.PHONY: kernel
+kernel: build
+	@$(PYTHON) -m tests.kernel fetch
 
 # ---- Build ------------------------------------------------------------------------------------------------------
 
@@ -106,7 +111,7 @@ test-asan test-tsan: test-%: deps build/%
 	@cmake --build build/$* --parallel $(JOBS) -- --quiet | { grep -v 'no work to do' || true; }
 	@ctest --test-dir build/$* $(CTEST_FLAGS)
 
-.PHONY: test-unit test-system test-chaos soak
+.PHONY: test-unit test-system test-chaos test-kernel soak
 test-unit: build
 	@$(PYTEST) $(PYTEST_FLAGS) tests/unit
 
@@ -116,13 +121,16 @@ test-system: build guest
 test-chaos: build guest
 	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
 
+test-kernel: build kernel
+	@$(PYTEST) $(PYTEST_FLAGS) tests/kernel
+
 soak: build guest
 	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos $(SOAK_FLAGS) --soak-seconds $(SOAK_SECONDS)
 
 .PHONY: test
-test: build guest test-c test-asan test-tsan
-	@echo '== C tests passed: plain, ASan+UBSan, TSan; now unit, system and chaos =='
-	@$(PYTEST) $(PYTEST_FLAGS) tests/unit tests/system tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
+test: build guest kernel test-c test-asan test-tsan
+	@echo '== C tests passed: plain, ASan+UBSan, TSan; now unit, system, Linux 7.3 and chaos =='
+	@$(PYTEST) $(PYTEST_FLAGS) tests/unit tests/system tests/kernel tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
 
 # ---- Show -------------------------------------------------------------------------------------------------------
 
