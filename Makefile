@@ -36,7 +36,7 @@ help:
 	@echo 'make build        the C library, the pager and the Python package, editable, in $(VENV)'
 	@echo 'make proto        only the generated protobuf package'
 	@echo 'make deps         what the above need: Debian packages and the venv'
-	@echo 'make test-unit test-c test-asan test-tsan test-system test-chaos test-kernel'
+	@echo 'make test-unit test-c test-asan test-tsan test-system test-chaos test-kernel test-kernel-idle'
 	@echo 'make format clean distclean'
 
 # ---- What is needed ---------------------------------------------------------------------------------------------
@@ -120,6 +120,12 @@ test-system: build guest
 
 test-chaos: build guest
 	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
+
+# Builds a kernel with page_idle from Debian's source, once: some ten minutes. `make test` uses it when it is there.
+.PHONY: test-kernel-idle
+test-kernel-idle: build
+	@$(PYTHON) -m tests.kernel fetch --kernel idle
+	@$(PYTEST) $(PYTEST_FLAGS) tests/kernel/test_idle.py
 
 test-kernel: build kernel
 	@$(PYTEST) $(PYTEST_FLAGS) tests/kernel

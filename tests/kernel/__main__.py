@@ -7,14 +7,20 @@ import tempfile
 from pathlib import Path
 
 from tests.system.guest.errors import GuestError
+from tests.system.guest.kernel import GuestKernel
 
 from .boot import Kernel, KernelConfig
 from .contents import parse_added
 from .debian import debian_kernel
+from .idle import idle_kernel
 
 
-def _fetch(refresh: bool) -> int:
-    kernel = debian_kernel(refresh)
+def _kernel(name: str, refresh: bool = False) -> GuestKernel:
+    return idle_kernel() if name == "idle" else debian_kernel(refresh)
+
+
+def _fetch(name: str, refresh: bool) -> int:
+    kernel = _kernel(name, refresh)
     print(f"kernel     {kernel.package}: {kernel.image}")
     print(f"modules    {', '.join(path.stem for path in kernel.modules) or 'none'}")
     return 0
@@ -24,7 +30,11 @@ def _run(chosen: argparse.Namespace) -> int:
     config = KernelConfig(
         memory_mib=chosen.memory, vcpus=chosen.cpus, added=parse_added(chosen.add), command_line=tuple(chosen.append)
     )
-    with tempfile.TemporaryDirectory(prefix="frostline-kernel-") as folder, Kernel(config, Path(folder)) as kernel:
+    tested = _kernel(chosen.kernel)
+    with (
+        tempfile.TemporaryDirectory(prefix="frostline-kernel-") as folder,
+        Kernel(config, Path(folder), tested) as kernel,
+    ):
         release, *troubles = kernel.ready_text.strip().splitlines()
         print(f"[{release} booted in {kernel.boot_seconds:.1f} s]", *troubles, sep="\n", file=sys.stderr)
         running = kernel.start(chosen.command, chosen.timeout, dict(text.split("=", 1) for text in chosen.env))
@@ -47,9 +57,11 @@ def main() -> int:
     """Exit code of ``run``: the command's, 128 + a signal, 124 over its limit, 125 if the guest failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel", description=__doc__)
     commands = parser.add_subparsers(dest="verb", required=True)
-    fetch = commands.add_parser("fetch", help="get the Debian kernel into the cache, if it is not there")
+    fetch = commands.add_parser("fetch", help="get a kernel into the cache, if it is not there")
+    fetch.add_argument("--kernel", choices=("debian", "idle"), default="debian", help="idle: built, with page_idle")
     fetch.add_argument("--refresh", action="store_true", help="ask the mirror for the newest again")
     run = commands.add_parser("run", help="boot, run one command inside, end with its code")
+    run.add_argument("--kernel", choices=("debian", "idle"), default="debian", help="idle: built, with page_idle")
     run.add_argument("--memory", type=int, default=1024, metavar="MIB")
     run.add_argument("--cpus", type=int, default=2)
     run.add_argument("--timeout", type=float, default=120, metavar="SECONDS")
@@ -61,7 +73,7 @@ def main() -> int:
     run.add_argument("command", nargs="+")
     chosen = parser.parse_args()
     try:
-        return _fetch(chosen.refresh) if chosen.verb == "fetch" else _run(chosen)
+        return _fetch(chosen.kernel, chosen.refresh) if chosen.verb == "fetch" else _run(chosen)
     except GuestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 125

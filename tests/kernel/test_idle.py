@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What needs page_idle, inside a kernel that has it. Building that takes long: `make test-kernel-idle` does."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import why_no_guest
+
+from .boot import Kernel, KernelConfig
+from .conftest import MEMORY_MIB
+from .idle import kept_idle_kernel
+from .test_c import LIMIT_SECONDS
+
+# Those of the idle tracker, and those that go through every tracker there is.
+NAMES = (
+    "test_tracker_idle",
+    "test_tracker_idle_guest",
+    "test_tracker_idle_refuse",
+    "test_tracker_exact",
+    "test_tracker_choice",
+    "test_rwp_pitfalls",
+)
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    reason = why_no_guest()
+    if reason is not None:
+        pytest.skip(reason)
+    built = kept_idle_kernel()
+    if built is None:
+        pytest.skip("no kernel with page_idle in the cache: make test-kernel-idle builds one, in some ten minutes")
+    with Kernel(KernelConfig(memory_mib=MEMORY_MIB), tmp_path_factory.mktemp("idle"), built) as kernel:
+        yield kernel
+
+
+@pytest.mark.timeout(LIMIT_SECONDS + 60)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_passes_with_page_idle(name: str, idle: Kernel) -> None:
+    result = idle.run([f"/tests/{name}"], timeout=LIMIT_SECONDS)
+    assert result.code == 0 and not result.over_limit, result.describe()
