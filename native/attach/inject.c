@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "attach/inject_calls.h"
@@ -18,7 +17,6 @@
 #define GATE_LIMIT_NS 1000000000u
 #define GATE_LOOK_NS 10000u
 #define GO_LIMIT_MS 1000
-#define STACK_LOOK_BYTES 32768u
 
 const char *fl_inject_step_text(uint32_t step) {
     static const char *const texts[] = {
@@ -81,28 +79,6 @@ static int seccomp_is_unchanged(struct fl_injection *in) {
     return 0;
 }
 
-/*
- * Whether the thread may still come back into the gate although it is not in it now: a signal handler interrupted a run,
- * or came before its first instruction or after its last. The handler's frame, above the stack pointer, then holds
- * an address in the gate.
- */
-static bool may_return_to_gate(const struct fl_injection *in) {
-    static uint64_t stack[STACK_LOOK_BYTES / sizeof(uint64_t)];
-    struct iovec local = {.iov_base = stack, .iov_len = sizeof(stack)};
-    struct iovec remote = {.iov_base = (void *)fl_arch_free_stack(&in->saved), .iov_len = sizeof(stack)};
-    ssize_t got = -1;
-    while (remote.iov_len >= 4096 && got < 0) { /* less of it near the stack's end */
-        got = process_vm_readv(in->job->pid, &local, 1, &remote, 1, 0);
-        remote.iov_len /= 2;
-    }
-    for (ssize_t i = 0; i < got / (ssize_t)sizeof(stack[0]); i++) {
-        if (stack[i] - in->gate < FL_GATE_CODE_BYTES) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* Everything that has to be right of the stopped thread before anything is done to it. */
 static int check_stopped(struct fl_injection *in) {
     struct fl_inject_job *job = in->job;
@@ -111,7 +87,7 @@ static int check_stopped(struct fl_injection *in) {
         return fl_inject_fail(in, error == -ENOEXEC ? FL_REFUSAL_KERNEL : FL_REFUSAL_INTERNAL, FL_STEP_REGISTERS,
                               error);
     }
-    if ((in->gate && (fl_arch_pc(&in->saved) - in->gate < FL_GATE_BYTES || may_return_to_gate(in))) ||
+    if ((in->gate && (fl_arch_pc(&in->saved) - in->gate < FL_GATE_BYTES || fl_inject_may_return_to_gate(in))) ||
         fl_arch_in_rseq(job->pid, &in->saved)) {
         return fl_inject_fail(in, FL_REFUSAL_STUCK, FL_STEP_REGISTERS, -EAGAIN);
     }

@@ -15,6 +15,11 @@
 
 #include "attach/tracee.h"
 
+#define STACK_LOOK_BYTES 32768u
+/* How many other places are tried for the gate, each twice as far away as the one before. */
+#define GATE_PLACES 8u
+#define GATE_STRIDE_BYTES (1u << 20)
+
 /*
  * What the VMM needs to receive the descriptors. It lies on the stopped thread's stack, below what is in use and below
  * the red zone, where a signal handler's frame would go: mapping a page for it would lengthen the stop by two calls.
@@ -192,16 +197,49 @@ static int receive_descriptors(struct fl_injection *in) {
     return got == wanted ? 0 : fl_inject_fail(in, FL_REFUSAL_INTERNAL, FL_STEP_RECVMSG, -EMFILE);
 }
 
-static int map_gate(struct fl_injection *in) {
-    uint64_t offset = in->job->gate_offset;
-    int64_t result = call(in, FL_STEP_MMAP_GATE, SYS_mmap, 0, FL_GATE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
-                          (uint64_t)in->vault, offset);
-    if (result < 0) {
-        return fl_inject_fail(in, refusal_for(result), FL_STEP_MMAP_GATE, (int)result);
+bool fl_inject_may_return_to_gate(const struct fl_injection *in) {
+    static uint64_t stack[STACK_LOOK_BYTES / sizeof(uint64_t)];
+    struct iovec local = {.iov_base = stack, .iov_len = sizeof(stack)};
+    struct iovec remote = {.iov_base = (void *)fl_arch_free_stack(&in->saved), .iov_len = sizeof(stack)};
+    ssize_t got = -1;
+    while (remote.iov_len >= 4096 && got < 0) { /* less of it near the stack's end */
+        got = process_vm_readv(in->job->pid, &local, 1, &remote, 1, 0);
+        remote.iov_len /= 2;
     }
-    in->gate = (uint64_t)result;
-    result = call(in, FL_STEP_MMAP_GATE_CODE, SYS_mmap, in->gate, FL_GATE_CODE_BYTES, PROT_READ | PROT_EXEC,
-                  MAP_SHARED | MAP_FIXED, (uint64_t)in->vault, offset);
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof(stack[0]); i++) {
+        if (stack[i] - in->gate < FL_GATE_CODE_BYTES) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Not where the stack already holds an address of it, left over from what was once mapped there: it would look for ever as
+ * if the thread could come back to the gate, and the gate could never be taken away.
+ */
+static int map_gate(struct fl_injection *in) {
+    uint64_t offset = in->job->gate_offset, wish = 0;
+    for (unsigned place = 0; in->gate == 0; place++) {
+        int64_t result = call(in, FL_STEP_MMAP_GATE, SYS_mmap, wish, FL_GATE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
+                              (uint64_t)in->vault, offset);
+        if (result < 0) {
+            return fl_inject_fail(in, refusal_for(result), FL_STEP_MMAP_GATE, (int)result);
+        }
+        in->gate = (uint64_t)result;
+        if (!fl_inject_may_return_to_gate(in)) {
+            break;
+        }
+        if (place == GATE_PLACES) {
+            return fl_inject_fail(in, FL_REFUSAL_STUCK, FL_STEP_MMAP_GATE, -EAGAIN);
+        }
+        wish = in->gate - ((uint64_t)GATE_STRIDE_BYTES << place);
+        if (unmap_in_vmm(in, &in->gate, FL_GATE_BYTES)) {
+            return -1;
+        }
+    }
+    int64_t result = call(in, FL_STEP_MMAP_GATE_CODE, SYS_mmap, in->gate, FL_GATE_CODE_BYTES, PROT_READ | PROT_EXEC,
+                          MAP_SHARED | MAP_FIXED, (uint64_t)in->vault, offset);
     return result < 0 ? fl_inject_fail(in, refusal_for(result), FL_STEP_MMAP_GATE_CODE, (int)result) : 0;
 }
 

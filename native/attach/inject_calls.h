@@ -29,6 +29,13 @@ int fl_inject_fail(struct fl_injection *in, uint32_t refusal, uint32_t step, int
  */
 int fl_inject_ask_all(struct fl_injection *in);
 
+/*
+ * Whether the thread may still come back into the gate although it is not in it now: a signal handler interrupted a run,
+ * or came before its first instruction or after its last. The handler's frame, above the stack pointer, then holds
+ * an address in the gate.
+ */
+bool fl_inject_may_return_to_gate(const struct fl_injection *in);
+
 /* The vault, /dev/userfaultfd and the gate into the VMM. What is left to do is for the gate. */
 int fl_inject_put_in(struct fl_injection *in);
 

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "attach/gate.h"
 #include "attach_target.h"
 #include "slow.h"
 
@@ -161,10 +162,40 @@ static void seccomp(void) {
     harmless((struct filter_choice){SYS_userfaultfd, SECCOMP_RET_KILL_PROCESS, -1, 0});
 }
 
+#define GAPS_MAX 64
+
+/* Leaves exactly one gap that the gate fits into, and keeps an address of it on the stack (which is the caller's). */
+static void leave_one_gap(void *context) {
+    char *area = mmap(NULL, 3 * FL_GATE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *gap = area + FL_GATE_BYTES;
+    char *got = NULL;
+    if (area == MAP_FAILED || munmap(gap, FL_GATE_BYTES)) {
+        _exit(9);
+    }
+    for (int i = 0; i < GAPS_MAX && got != gap; i++) {
+        got = mmap(NULL, FL_GATE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    }
+    if (got != gap || munmap(gap, FL_GATE_BYTES)) {
+        _exit(10);
+    }
+    *(volatile uint64_t *)context = (uint64_t)(uintptr_t)gap + 8;
+}
+
+/* An old address on the stack is no reason to believe for ever that the thread might come back to the gate. */
+static void stale_address(void) {
+    volatile uint64_t stale = 0;
+    struct target target = target_start(TARGET_SLEEP, NULL, leave_one_gap, (void *)(uintptr_t)&stale);
+    for (int round = 0; round < 3; round++) {
+        attaches(&target);
+    }
+    target_end(&target);
+}
+
 int main(void) {
     target_need_root();
     out_of_descriptors();
     out_of_address_space();
+    stale_address();
     if (SANITIZED) {
         printf("seccomp: skipped, a sanitizer's own calls would meet the filters\n");
     } else {
