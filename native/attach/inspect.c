@@ -11,15 +11,19 @@
 #include "attach/proc.h"
 #include "attach/regions.h"
 
+#define URING_LINK "anon_inode:[io_uring]"
+
 struct fd_findings {
+    int pid;
     bool vault;
     bool uffd;
+    uint64_t uring_kib;   /* pinned by it */
     char passthrough[64]; /* the link that says so, or "" */
 };
 
 static int look_at_fd(int fd, const char *link, void *context) {
     struct fd_findings *found = context;
-    (void)fd;
+    uint64_t kib = 0;
     if (strcmp(link, FL_VAULT_LINK) == 0) {
         found->vault = true;
     } else if (strcmp(link, FL_UFFD_LINK) == 0) {
@@ -27,8 +31,19 @@ static int look_at_fd(int fd, const char *link, void *context) {
     } else if (strncmp(link, "/dev/vfio/", 10) == 0 || strncmp(link, "anon_inode:[vfio", 16) == 0 ||
                strncmp(link, "anon_inode:kvm-vfio", 19) == 0 || strncmp(link, "anon_inode:[kvm-vfio", 20) == 0) {
         snprintf(found->passthrough, sizeof(found->passthrough), "%.60s", link);
+    } else if (strcmp(link, URING_LINK) == 0) {
+        int error = fl_proc_uring_pinned_kib(found->pid, fd, &kib);
+        found->uring_kib += kib;
+        return error;
     }
     return 0;
+}
+
+static int refuse_pinned(int pid, uint64_t kib, struct fl_refused *why) {
+    return fl_refuse(why, FL_REFUSAL_PASSTHROUGH,
+                     "pid %d has %llu KiB of pinned memory (a passed-through device, RDMA or registered io_uring "
+                     "buffers)",
+                     pid, (unsigned long long)kib);
 }
 
 static int check_process(int pid, const struct fl_proc_status *status, struct fl_refused *why) {
@@ -47,10 +62,7 @@ static int check_process(int pid, const struct fl_proc_status *status, struct fl
         return fl_refuse(why, FL_REFUSAL_KERNEL, "pid %d runs with a shadow stack, which is not supported yet", pid);
     }
     if (status->pinned_kib) {
-        return fl_refuse(why, FL_REFUSAL_PASSTHROUGH,
-                         "pid %d has %llu KiB of pinned memory (a passed-through device, RDMA or registered io_uring "
-                         "buffers)",
-                         pid, (unsigned long long)status->pinned_kib);
+        return refuse_pinned(pid, status->pinned_kib, why);
     }
     return 0;
 }
@@ -100,9 +112,18 @@ static int inspect_all(int pid, int ignore_pid, int deep, struct fl_inspection *
     if (error) {
         return error;
     }
+    found.pid = pid;
     error = fl_proc_fds(pid, look_at_fd, &found);
+    if (error == -EAGAIN) {
+        return fl_refuse(
+            why, FL_REFUSAL_STUCK,
+            "an io_uring of pid %d is so busy that the kernel does not say which memory it pins; try again", pid);
+    }
     if (error) {
         return error;
+    }
+    if (found.uring_kib) {
+        return refuse_pinned(pid, found.uring_kib, why);
     }
     out->has_vault = found.vault;
     error = fl_regions_find(pid, out, why);

@@ -12,6 +12,10 @@
 #include <unistd.h>
 
 #include "attach/inspect.h"
+#include "base/clock.h"
+
+#define URING_LOOKS 20
+#define URING_PAUSE_NS 200000u
 
 /* /proc says "no such file" of a process that has ended, and some files read as if empty. */
 static int gone_or(int error) {
@@ -239,6 +243,40 @@ int fl_proc_fds(int pid, int (*visit)(int fd, const char *link, void *context), 
     }
     closedir(folder);
     return result;
+}
+
+int fl_proc_uring_pinned_kib(int pid, int fd, uint64_t *kib) {
+    char name[32];
+    int result = 0;
+    *kib = 0;
+    snprintf(name, sizeof(name), "fdinfo/%d", fd);
+    for (int i = 0; i < URING_LOOKS; i++) {
+        FILE *file = open_of(pid, name, &result);
+        if (!file) {
+            return result == -ESRCH ? 0 : result; /* closed meanwhile; whoever asks sees if the process has ended */
+        }
+        char *line = NULL;
+        size_t room = 0;
+        bool told = false;
+        while (getline(&line, &room, file) > 0) {
+            uint64_t bytes = 0;
+            /* A list of buffers as "index: address/bytes" follows this line, before any other list. */
+            if (strncmp(line, "UserBufs:", 9) == 0) {
+                told = true;
+            } else if (told && sscanf(line, "%*u: 0x%*x/%" SCNu64, &bytes) == 1) {
+                *kib += (bytes + 1023) / 1024;
+            } else if (told && !strstr(line, ": <none>")) {
+                break;
+            }
+        }
+        free(line);
+        fclose(file);
+        if (told) {
+            return 0;
+        }
+        fl_sleep_ns(URING_PAUSE_NS); /* the ring was in use: the kernel leaves the lists out then */
+    }
+    return -EAGAIN;
 }
 
 int fl_proc_is_native(int pid) {

@@ -49,6 +49,12 @@ int fl_proc_maps(int pid, int (*visit)(const struct fl_proc_map *map, void *cont
 int fl_proc_fds(int pid, int (*visit)(int fd, const char *link, void *context), void *context);
 
 /*
+ * How much memory is registered as buffers with the io_uring behind a descriptor, and so pinned: a kernel may leave it out
+ * of VmPin for a process that may lock memory. -EAGAIN: the ring was so busy that it was not told.
+ */
+int fl_proc_uring_pinned_kib(int pid, int fd, uint64_t *kib);
+
+/*
  * Reads /proc/PID/smaps and calls `visit` for each mapping with its VmFlags line and its page size. Walks page
  * tables: slow for large processes.
  */
