@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,12 +26,13 @@ from tests.bench.trackers import plots, report
 from tests.bench.trackers.places import PROGRAM, OwnKernel, booted
 from tests.bench.trackers.suite import Amounts, Bench, PlaceResults
 from tests.kernel import GuestError
+from tests.kernel.idle import kept_idle_kernel
 from tests.system.guest.kernel import GuestKernel
 
 IDLE, DEBIAN, OWN = "idle", "debian", "own"
 AMOUNTS: Final = {
-    IDLE: Amounts(2, 3, 512, sizes_mib=(64, 256, 1024), mapped_mib=256, steady_mib=1024, kvm_mib=32),
-    DEBIAN: Amounts(2, 3, 256, kvm_mib=32),
+    IDLE: Amounts(2, 3, 512, sizes_mib=(64, 256, 1024), mapped_mib=256, steady_mib=1024, kvm_mib=16),
+    DEBIAN: Amounts(2, 3, 256, kvm_mib=16),
     OWN: Amounts(2, 3, 4096, sizes_mib=(1024, 4096, 16384), steady_mib=4096),
 }
 QUICK: Final = {
@@ -53,6 +55,7 @@ class Run:
     idle_kernel: Path | None
     amounts: dict[str, Amounts]
     console: Console
+    began: float
 
     def place(self, key: str) -> PlaceResults:
         """Measure in one place. Skipped: it is not to be had here."""
@@ -73,12 +76,14 @@ class Run:
         return results
 
     def _say(self, what: str) -> None:
-        self.console.print(f"measuring: {what}", style="dim", markup=False)
+        minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
+        self.console.print(f"measuring at {minutes}:{seconds:02d}: {what}", style="dim", markup=False)
 
     def _idle_kernel(self) -> GuestKernel:
-        if self.idle_kernel is None:
-            raise Skipped("no kernel with page_idle; --idle-kernel IMAGE names one")
-        return GuestKernel("with page_idle", self.idle_kernel, ())
+        kept = GuestKernel("with page_idle", self.idle_kernel, ()) if self.idle_kernel else kept_idle_kernel()
+        if kept is None:
+            raise Skipped("no kernel with page_idle is in the cache; `make test-kernel-idle` builds one")
+        return kept
 
     @staticmethod
     def _that_fit(amounts: Amounts) -> Amounts:
@@ -133,7 +138,14 @@ def main() -> int:
     skipped: list[str] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="frostline-trackers-") as folder:
-        run = Run(program, Path(folder), arguments.idle_kernel, QUICK if arguments.quick else AMOUNTS, console)
+        run = Run(
+            program,
+            Path(folder),
+            arguments.idle_kernel,
+            QUICK if arguments.quick else AMOUNTS,
+            console,
+            time.monotonic(),
+        )
         for key in arguments.only or (IDLE, DEBIAN, OWN):
             try:
                 places.append(run.place(key))
