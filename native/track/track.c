@@ -72,7 +72,8 @@ const struct fl_tracker_ops *fl_tracker_next(const struct fl_tracker_list *list,
     while (*place < list->count) {
         const struct fl_tracker_ops *ops = list->ops[(*place)++];
         if (freeze != FL_FREEZE_NONE && ops->freeze != FL_FREEZE_NONE && ops->freeze != freeze)
-            snprintf(detail, sizeof(detail), "needs memory registered for %s, and it is for %s",
+            snprintf(detail, sizeof(detail),
+                     "needs memory registered for %s, and it is for %s until a pager starts with nothing away",
                      fl_freeze_name(ops->freeze), fl_freeze_name(freeze));
         else if (ops->probe(pid, &kernel, detail, sizeof(detail)))
             return ops;
