@@ -47,12 +47,16 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """What to boot. ``added``: path in the guest -> file here. ``images``: ext4 images, see images.py."""
+    """What to boot. ``added``: path in the guest -> file here; ``texts``: path -> content, a script where it begins so.
+    ``images``: ext4 images, see images.py. ``environment``: of every command, beside what all have.
+    """
 
     memory_mib: int = 1024
     vcpus: int = 2
     added: Mapping[str, Path] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     images: tuple[Path, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     command_line: tuple[str, ...] = ()
 
 
@@ -117,7 +121,7 @@ class Kernel:
             raise GuestError("boot from the main thread: QEMU is told to end with the thread that started it")
         self.folder.mkdir(parents=True, exist_ok=True)
         image = self.folder / "initramfs.cpio"
-        image.write_bytes(initramfs(self.kernel, self.config.added))
+        image.write_bytes(initramfs(self.kernel, self.config.added, self.config.texts))
         (our_port, port), (our_console, console) = socket.socketpair(), socket.socketpair()
         try:
             with (self.folder / "qemu.log").open("ab") as log:
@@ -180,7 +184,8 @@ class Kernel:
         """Start a command and go on. When its time is up it is killed with all that it has started, and says where
         it hung; so is what it leaves behind at its end, unless ``keep_children``.
         """
-        return self._channel.start(command, timeout, {**ENVIRONMENT, **(environment or {})}, stdin, keep_children)
+        together = {**ENVIRONMENT, **self.config.environment, **(environment or {})}
+        return self._channel.start(command, timeout, together, stdin, keep_children)
 
     def finish(self, running: Running) -> Result:
         """Wait for the end of a command. GuestError if the kernel itself hangs or complains."""

@@ -79,8 +79,10 @@ class _Tree:
         self.add(path, 0o100755 if executable else 0o100644, source.read_bytes())
 
 
-def initramfs(kernel: GuestKernel, added: Mapping[str, Path]) -> bytes:
-    """The archive for a kernel. ``added``: path in the guest -> file here, beside what every guest has."""
+def initramfs(kernel: GuestKernel, added: Mapping[str, Path], texts: Mapping[str, str]) -> bytes:
+    """The archive for a kernel. Beside what every guest has, at paths in the guest: ``added``, files from here, and
+    ``texts``, executable where they begin as scripts do.
+    """
     tree = _Tree()
     for folder in ("dev", "proc", "sys", "tmp", "run", "root", "etc", "var/tmp", "var/lib", "var/log"):
         tree.folder(folder)
@@ -104,6 +106,8 @@ def initramfs(kernel: GuestKernel, added: Mapping[str, Path]) -> bytes:
     programs |= added
     for place, source in (shared_libraries(programs.values()) | programs).items():
         tree.file(place, source)
+    for place, text in texts.items():
+        tree.add(place, 0o100755 if text.startswith("#!") else 0o100644, text.encode())
     return newc_archive(list(tree.entries.values()))
 
 
