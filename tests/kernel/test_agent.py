@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent end to end inside Linux 7.3: a real QEMU under KVM, whose Linux guest must never read a wrong byte."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import why_no_guest
+from tests.system.agent_rig import ENFORCE
+from tests.system.guest import GuestConfig, Workload
+
+from .boot import Kernel, KernelConfig
+from .channel import Running
+from .python_image import python_config, python_program
+from .qemu_image import qemu_config, vm_command
+
+MIB = 1 << 20
+_POLL_SECONDS = 0.5
+# An interpreter in an emulated CPU, beside whatever else this machine does.
+_AGENT_LIMIT_SECONDS = 180.0
+_LIMIT_SECONDS = 600.0
+_SERIAL = "/tmp/vm"
+_VM = GuestConfig(name="inside", memory_mib=160, vcpus=1, workload=Workload(mib=48, hot_mib=2, interval_ms=1000))
+# Asks the agent's admin socket for its status, once a second, without an interpreter's start each time.
+_ASK = f"""#!{python_program()}
+import socket, time
+while True:
+    try:
+        with socket.socket(socket.AF_UNIX) as agent:
+            agent.settimeout(20)
+            agent.connect("/run/frostline/admin.sock")
+            agent.sendall(b'{{"method":"status"}}\\n')
+            print(agent.makefile().readline(), end="", flush=True)
+    except OSError:
+        pass
+    time.sleep(1)
+"""
+_LIMITS = f"version: 1\nonly: [{_VM.name}]\nallow_evict: true\nscan_interval: 1s\n"
+
+
+class Vm:
+    """QEMU under KVM inside the kernel under test, and its serial console."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        kernel.shell(f"mkfifo {_SERIAL}.in {_SERIAL}.out")
+        # Held open for writing, or QEMU would see the end of its input.
+        reader = f"exec 3<>{_SERIAL}.in; exec cat {_SERIAL}.out"
+        self._console = kernel.start(["sh", "-c", reader], timeout=_LIMIT_SECONDS)
+        self.qemu = kernel.start(vm_command(_VM, _SERIAL), timeout=_LIMIT_SECONDS)
+
+    def status(self) -> dict[str, Any]:
+        """The workload's latest status; empty before the first."""
+        lines = [line for line in self._console.stdout().splitlines()[:-1] if line.startswith('{"round"')]
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def wait(self, wanted: Callable[[dict[str, Any]], bool], what: str, seconds: float = 120.0) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while not ((status := self.status()) and wanted(status)):
+            said = f"{self._console.stdout()[-1500:]}\nQEMU: {self.qemu.stderr()[-1500:]}"
+            assert time.monotonic() < deadline and not self.qemu.ended, f"the VM is not {what}: {said}"
+            time.sleep(_POLL_SECONDS)
+        return status
+
+    def verify(self, number: int) -> None:
+        """Every page of the workload is read and compared."""
+        self.kernel.shell(f"echo 'verify {number}' > {_SERIAL}.in")
+        status = self.wait(lambda status: status["jobs_done"] >= number, "verified")
+        assert status["errors"] == 0 and status["filled_pages"] == 48 * 256
+
+    def injected(self) -> list[str]:
+        """What QEMU holds open that only we could have put there."""
+        links = self.kernel.shell("ls -l /proc/$(pidof qemu-system-x86_64)/fd")
+        return [line for line in links.splitlines() if "userfaultfd" in line or "frostline" in line]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    reason = why_no_guest()
+    if reason is not None:
+        pytest.skip(reason)
+    texts = {"/tests/ask": _ASK, "/etc/policy.yaml": ENFORCE, "/etc/limits.yaml": _LIMITS}
+    config = qemu_config(python_config(KernelConfig(memory_mib=2048, texts=texts)))
+    with Kernel(config, tmp_path_factory.mktemp("agent")) as kernel:
+        yield kernel
+
+
+def wait_vm(ask: Running, agent: Running, wanted: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+    """Wait until the agent says of the VM what is wanted; the failure shows what it said last, and its log."""
+    deadline = time.monotonic() + _AGENT_LIMIT_SECONDS
+    while True:
+        lines = ask.stdout().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        vms = [vm for vm in json.loads(whole[-1]).get("vms", []) if vm["name"] == _VM.name] if whole else []
+        if vms and wanted(vms[0]):
+            return dict(vms[0])
+        said = f"{vms}\n{agent.stderr()[-3000:]}{agent.stdout()[-1000:]}"
+        assert time.monotonic() < deadline and not agent.ended, f"the VM is not {what}: {said}"
+        time.sleep(_POLL_SECONDS)
+
+
+@pytest.mark.timeout(400)
+def test_probe_finds_what_this_kernel_is_booted_for(host: Kernel) -> None:
+    said = json.loads(host.run(["frostline-agent", "probe", "--json"], timeout=_AGENT_LIMIT_SECONDS).check().stdout)
+    trackers = {tracker["name"]: tracker for tracker in said["trackers"]}
+    assert said["tracker"] == "rwp" and said["freeze_method"] == "rwp"
+    assert all(trackers[name]["possible"] for name in ("rwp", "zap", "damon"))
+    assert not trackers["idle"]["possible"] and "page_idle" in trackers["idle"]["detail"]
+
+
+@pytest.mark.timeout(_LIMIT_SECONDS + 120)
+def test_a_vm_under_kvm_is_evicted_served_and_let_go(host: Kernel) -> None:
+    vm = Vm(host)
+    vm.wait(lambda status: status["phase"] == "run", "filled")
+    command = ["frostline-agent", "standalone", "--policy", "/etc/policy.yaml", "--limits", "/etc/limits.yaml"]
+    command += ["--discovery-interval", "1s", "--report-interval", "2s", "--metrics-listen", "", "--detach-on-exit"]
+    agent = host.start([*command, "--log-format", "json"], timeout=_LIMIT_SECONDS, keep_children=True)
+    ask = host.start(["/tests/ask"], timeout=_LIMIT_SECONDS)
+
+    def away(shown: dict[str, Any]) -> bool:
+        pager = shown["pager"]
+        return bool(shown["phase"] == "served" and pager and pager["evicted_bytes"] >= 24 * MIB)
+
+    shown = wait_vm(ask, agent, away, "evicted by 24 MiB")
+    assert shown["pager"]["tracker"] == "rwp", shown["pager"]
+    assert len(vm.injected()) >= 2
+    host.shell("kill -9 $(pidof frostline-pager)")
+    shown = wait_vm(ask, agent, lambda shown: shown["pager_restarts"] == 1 and away(shown), "served by the next pager")
+    vm.verify(1)
+    agent.signal(15)
+    assert host.finish(agent).check().code == 0
+    assert vm.injected() == []
+    vm.verify(2)
+    ask.kill()
+    vm.qemu.kill()
