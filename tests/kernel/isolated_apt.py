@@ -16,23 +16,31 @@ _DOWNLOAD_LIMIT_SECONDS = 600
 _SUITE_NAMES = ("stable", "oldstable", "testing", "unstable", "sid")
 
 
+def _sources(*options: str) -> list[dict[str, str]]:
+    """The package sources with the component main in the machine's own apt configuration, whatever form that has."""
+    fields = ("REPO_URI", "RELEASE", "COMPONENT", "ORIGIN")
+    form = "|".join(f"$({name})" for name in fields)
+    command = ["apt-get", *options, "indextargets", "--format", form, "Created-By: Packages"]
+    listed = run_tool(command, _QUERY_LIMIT_SECONDS).splitlines()
+    rows = [dict(zip(fields, line.split("|"), strict=True)) for line in listed]
+    return [row for row in rows if row["COMPONENT"] == "main"]
+
+
 def debian_mirror() -> str:
-    """The address of the Debian archive in the machine's own apt configuration, whatever form that has."""
-    shown = ["$(REPO_URI)", "$(RELEASE)", "$(CODENAME)", "$(COMPONENT)", "$(ORIGIN)"]
-    listed = run_tool(
-        ["apt-get", "indextargets", "--format", "|".join(shown), "Created-By: Packages"], _QUERY_LIMIT_SECONDS
-    )
+    """The address of the Debian archive that the machine uses."""
+    for row in _sources():  # only those whose lists have been fetched: they say who made them
+        if row["ORIGIN"] == "Debian":
+            return row["REPO_URI"]
     release = re.search(r"^VERSION_CODENAME=(\S+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
-    own_names = (*_SUITE_NAMES, release.group(1) if release else "")
-    for line in listed.splitlines():
-        address, suite, codename, component, origin = line.split("|")
-        # Who made the lists is only known when they have been fetched.
-        if component == "main" and (suite in own_names or codename in own_names) and origin in ("Debian", "", shown[4]):
-            return address
-    raise GuestError(
-        "apt's sources name no Debian archive (a source with the component main of this machine's own release), "
-        "so there is no mirror to take a kernel from"
-    )
+    own_names = (*_SUITE_NAMES, *release.groups()) if release else _SUITE_NAMES
+    found = [row["REPO_URI"] for row in _sources("--no-release-info") if row["RELEASE"] in own_names]
+    if not found:
+        raise GuestError(
+            "apt's sources name no Debian archive (a source with the component main of this machine's own release), "
+            "so there is no mirror to take a kernel from"
+        )
+    # Others have suites of the same names; the archive's folder is called debian on every mirror.
+    return next((address for address in found if address.rstrip("/").endswith("/debian")), found[0])
 
 
 class IsolatedApt:
