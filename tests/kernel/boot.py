@@ -33,6 +33,7 @@ _COMMAND_LINE = (
     "nosoftlockup",  # an emulated CPU on a busy machine may well stand still for a while
     "rcupdate.rcu_cpu_stall_suppress=1",
     "no_timer_check",
+    "maxcpus=1",  # init starts the others, when it has done what must be done on one
     "tsc=reliable",
     "random.trust_cpu=on",
 )

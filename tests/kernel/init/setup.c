@@ -17,7 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { PATH_BYTES = 4096, DEVICE_LIMIT_MS = 10000, DISK_LIMIT = 8 };
+enum { PATH_BYTES = 4096, DEVICE_LIMIT_MS = 10000, DISK_LIMIT = 8, CPU_LIMIT = 64 };
 
 static char troubles[SETUP_TROUBLES_BYTES];
 
@@ -199,9 +199,10 @@ static void loopback_up(void) {
 }
 
 /*
- * The kernel patches its own code when the first VM comes and when the last one goes. QEMU's emulation with a thread per
- * CPU (seen with 7.2) can go on running the old instruction or the breakpoint that stood there for a moment: a panic
- * that no real CPU would have. With one VM that always exists no code is patched while tests run.
+ * The kernel patches its own code when a module comes, when the first VM comes and when the last one goes. QEMU's
+ * emulation with a thread per CPU (seen with 7.2) can go on running the old instruction, or the breakpoint that stood
+ * there for a moment, on another CPU: a panic that no real CPU would have. So all of that is done while there is one CPU
+ * (maxcpus=1), a VM is held for good, and only then do the others come.
  */
 static void hold_kvm(void) {
     int device = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -213,6 +214,17 @@ static void hold_kvm(void) {
         trouble("no VM is held: %s", strerror(errno));
 }
 
+static void start_other_cpus(void) {
+    char path[64];
+
+    for (int cpu = 1; cpu < CPU_LIMIT; cpu++) {
+        snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
+        if (access(path, F_OK) != 0)
+            return;
+        write_to(path, "1");
+    }
+}
+
 void setup_all(void) {
     mount_all();
     int console = open("/dev/console", O_RDWR | O_NOCTTY);
@@ -222,6 +234,7 @@ void setup_all(void) {
         close(console);
     each_line("/modules/order", act_load, NULL);
     hold_kvm();
+    start_other_cpus();
     loopback_up();
     write_to("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
     mount_images();
