@@ -66,6 +66,7 @@ needs=(
     'modprobe|kmod|has modprobe'
     'ip (network of the test guest)|iproute2|has ip'
     'ps|procps|has ps'
+    'mke2fs (images for the kernel under test)|e2fsprogs|has mke2fs'
 )
 
 missing_names=()
