@@ -23,13 +23,13 @@
 
 #define PAGE ((uint64_t)BENCH_PAGE_BYTES)
 #define LINES_OF_PAGE 64u /* touches of different pages fall into different cache sets */
-#define TOLD_EVERY 1024u
+#define TOLD_EVERY 4096u
 #define WAIT_SECONDS 600
 
 struct shared { /* between a plain VMM and us */
     _Atomic(uint32_t) ready;
     _Atomic(uint32_t) roam;
-    _Atomic(uint64_t) touched;
+    _Atomic(uint64_t) touched, cpu_ns;
     uint64_t base, count, took_ns;
     int fd, cpu;
     sem_t asked, answered;
@@ -64,6 +64,11 @@ static void *shared_memory(size_t bytes) {
 
 /* ---- the plain VMM ------------------------------------------------------------------------------------------- */
 
+static void tell(struct shared *s, uint64_t touched) {
+    atomic_store_explicit(&s->cpu_ns, fl_clock_read(CLOCK_THREAD_CPUTIME_ID), memory_order_relaxed);
+    atomic_fetch_add_explicit(&s->touched, touched, memory_order_relaxed);
+}
+
 static void touch_all(const struct guest *guest, uint64_t count) {
     uint8_t *memory = (uint8_t *)(uintptr_t)guest->shared->base;
     for (uint64_t i = 0; i < count; i++) {
@@ -74,9 +79,9 @@ static void touch_all(const struct guest *guest, uint64_t count) {
         else
             (void)*word;
         if ((i + 1) % TOLD_EVERY == 0)
-            atomic_fetch_add_explicit(&guest->shared->touched, TOLD_EVERY, memory_order_relaxed);
+            tell(guest->shared, TOLD_EVERY);
     }
-    atomic_fetch_add_explicit(&guest->shared->touched, count % TOLD_EVERY, memory_order_relaxed);
+    tell(guest->shared, count % TOLD_EVERY);
 }
 
 static void *work(void *argument) {
@@ -278,6 +283,10 @@ uint64_t guest_touched(const struct guest *guest) {
     if (!guest->kvm)
         return atomic_load(&guest->shared->touched);
     return guest->touched + (kvm_guest_passes(guest->vmm.guest, 0) - guest->passes_before) * guest->roamed;
+}
+
+uint64_t guest_cpu_ns(const struct guest *guest) {
+    return guest->kvm ? 0 : atomic_load(&guest->shared->cpu_ns);
 }
 
 static _Noreturn void map_and_wait(const struct guest *guest, sem_t *done) {

@@ -35,6 +35,8 @@ void guest_roam(struct guest *guest);
 void guest_rest(struct guest *guest);
 /* Touches so far, also while it roams. */
 uint64_t guest_touched(const struct guest *guest);
+/* CPU time that these took, faults included; 0: not known (a KVM guest). */
+uint64_t guest_cpu_ns(const struct guest *guest);
 
 /* So many other processes map all of a plain guest's memory, and have touched it: more for an rmap walk to find. */
 void guest_map_elsewhere(struct guest *guest, uint32_t processes);

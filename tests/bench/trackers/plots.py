@@ -47,7 +47,7 @@ def _size(gib: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.2g}" if value < 100 else "100"
+    return f"{value:.2g}" if value < 99 else "100"
 
 
 def _ticks(axes: Axes, values: Iterable[float], text: Callable[[float], str]) -> None:

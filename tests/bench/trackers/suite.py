@@ -21,11 +21,12 @@ class Amounts:
     """What to measure in a place. ``touched_parts``: 1/n of the pages; 0: none."""
 
     trials: int  # each of so many
-    rounds: int
+    rounds: int  # while the working set grows
     touched_mib: int  # the VM in which the working set grows
     touched_parts: tuple[int, ...] = (0, 256, 64, 16, 4, 1)
     sizes_mib: tuple[int, ...] = ()  # the VMs in which `working_set_mib` are touched
     working_set_mib: int = 64
+    other_rounds: int = 3  # of each of the rest, except of the KVM guest
     mapped_mib: int = 0  # a VM whose memory other processes have mapped as well; 0: none
     mappers: int = 8
     steady_mib: int = 0
@@ -127,7 +128,7 @@ class Bench:
         touched = str(self.amounts.working_set_mib * PAGES_PER_MIB)
         for mib in self.amounts.sizes_mib:
             self.say(f"{self.results.title}: working set of {self.amounts.working_set_mib} MiB, VM of {mib} MiB")
-            self.results.by_size += self._points(["--mib", str(mib), "--touched", touched], self.amounts.rounds)
+            self.results.by_size += self._points(["--mib", str(mib), "--touched", touched], self.amounts.other_rounds)
 
     def _map_elsewhere(self) -> None:
         mib = self.amounts.mapped_mib
@@ -135,7 +136,7 @@ class Bench:
         for mappers in (0, self.amounts.mappers) if mib else ():
             self.say(f"{self.results.title}: memory mapped by {mappers} other processes")
             arguments = ["--mib", str(mib), "--touched", touched, "--mappers", str(mappers)]
-            self.results.mapped += self._points(arguments, self.amounts.rounds)
+            self.results.mapped += self._points(arguments, self.amounts.other_rounds)
 
     def _kvm(self) -> None:
         mib = self.amounts.kvm_mib
