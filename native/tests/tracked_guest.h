@@ -20,10 +20,17 @@ struct tracked_options {
     void (*prepare)(struct kvm_vmm *vmm);
 };
 
+enum tracked_touch {
+    TRACKED_UNTOUCHED,
+    TRACKED_TOUCHED,
+    TRACKED_UNSURE, /* touched, and then something was done to it that may hide that: not judged */
+};
+
 /* What was seen against what was to be seen. */
 struct tracked_score {
     uint64_t scans, voids; /* a void scan tells nothing: ages must not have moved */
     uint64_t right, missed, wrong;
+    uint64_t unsure, unsure_seen;
 };
 
 struct tracked_guest {
@@ -37,7 +44,7 @@ struct tracked_guest {
     struct fl_vault vault;
     uint64_t cursor; /* in its records */
     uint32_t pages;
-    uint8_t *ages, *touched, *there; /* the model: age, touched since the last scan, in the file */
+    uint8_t *ages, *touched, *there; /* the model: age, enum tracked_touch since the last scan, in the file */
     struct tracked_score score;
     uint64_t shown; /* mismatches that were described */
 };
@@ -49,7 +56,10 @@ struct tracked_guest tracked_start(const struct tracked_options *options);
 /* Detach the pager, end the VMM. */
 void tracked_end(struct tracked_guest *guest);
 
-/* Start a pager that scans when told to; the first in the VMM's life also arms. */
+/*
+ * Start a pager that scans when told to. The first in the VMM's life arms, and takes the ages as they are; with a
+ * successor the next scan tells what was touched since its predecessor's last (if the tracker can do that).
+ */
 void tracked_start_pager(struct tracked_guest *guest);
 /* Kill -9, and forget the connection. */
 void tracked_kill_pager(struct tracked_guest *guest);
