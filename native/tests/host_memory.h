@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a host does to memory underneath the addresses that it is mapped at: migrates it, swaps it out, makes huge pages of
+ * it and breaks them up. What returns text returns a sentence when this host cannot, and NULL when it can.
+ */
+#ifndef HOST_MEMORY_H
+#define HOST_MEMORY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define HOST_PAGE 4096u
+#define HOST_HUGE_PAGES 512u
+
+/* The page table entry of an address of a process, as /proc/PID/pagemap has it: host_frame() 0 when not present. */
+uint64_t host_frame(pid_t pid, uint64_t address);
+/* Is page `page` of a file in host RAM (and not only in swap)? */
+bool host_is_cached(int fd, uint32_t page);
+
+/*
+ * Prepare for a migration of about `bytes` that somebody fills in next: get them to lie low and scattered. Takes ten
+ * times as much until host_drop_holes().
+ */
+const char *host_make_holes(uint64_t bytes);
+void host_drop_holes(void);
+/* To another NUMA node where there are two (`to` 0 or 1), else by compaction. */
+const char *host_migrate(pid_t pid, uint64_t address, uint32_t pages, int to);
+
+/* Swap to a zram disk of our own. */
+const char *host_swap_on(uint64_t bytes);
+void host_swap_off(void);
+/* Put a process in a cgroup of its own, from which memory can be reclaimed on order. */
+const char *host_cgroup_make(pid_t pid);
+void host_cgroup_reclaim(uint64_t bytes);
+/* After the process has ended. */
+void host_cgroup_drop(void);
+
+/* Make huge pages of shared memory [address, address + pages) of a process: how many there are more by now. */
+uint32_t host_collapse(pid_t pid, uint64_t address, uint32_t pages);
+/* Small ones again, of pages [first, first + pages) of a file: how many huge ones there are less. */
+uint32_t host_split(const char *path, uint32_t first, uint32_t pages);
+
+#endif
