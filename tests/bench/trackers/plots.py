@@ -47,7 +47,7 @@ def _size(gib: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.2g}" if value < 99 else "100"
+    return f"{value:.2g}" if value < 99.5 else "100"
 
 
 def _ticks(axes: Axes, values: Iterable[float], text: Callable[[float], str]) -> None:
@@ -71,8 +71,10 @@ def plot_by_size(places: Sequence[PlaceResults], path: Path) -> list[Path]:
     if not shown:
         return []
     figure = Figure(figsize=(4.2 * len(shown), 3.8), layout="constrained")
+    first: Axes | None = None
     for number, place in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), number + 1)
+        axes = figure.add_subplot(1, len(shown), number + 1, sharey=first)
+        first = first or axes
         for tracker in place.trackers():
             points = place.sizes_by(tracker)
             _line(axes, points, lambda point: point.gib, lambda point: point.scanner_ms)
@@ -108,9 +110,7 @@ def plot_by_touched(place: PlaceResults, path: Path) -> list[Path]:
                   lambda point: point.fraction * 100, cost)  # fmt: skip
         axes.set_xscale("log", base=4)
         axes.set_yscale("log")
-        _ticks(
-            axes, [point.fraction * 100 for point in place.by_touched if point.touched], lambda value: f"{value:.2g}"
-        )
+        _ticks(axes, [point.fraction * 100 for point in place.by_touched if point.touched], _percent)
         _frame(axes, title, "pages touched between two scans, %")
         if number == 0:
             axes.set_ylabel("ms a scan and GiB", fontsize=8)
