@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "attach/probe.h"
 #include "attach/seccomp.h"
 #include "attach/tracee.h"
 #include "frostline.h"
@@ -170,12 +171,16 @@ static bool has_ptrace_seccomp_filter(void) {
     return works;
 }
 
-int fl_probe_kernel(struct fl_kernel_features *out) {
+void fl_probe_tracking(struct fl_kernel_features *out) {
     *out = (struct fl_kernel_features){0};
     probe_userfaultfd(out);
     out->pagemap_scan = has_pagemap_scan();
     out->idle_page_tracking = access("/sys/kernel/mm/page_idle/bitmap", R_OK | W_OK) == 0;
     out->damon_vaddr = has_damon_vaddr();
+}
+
+int fl_probe_kernel(struct fl_kernel_features *out) {
+    fl_probe_tracking(out);
     out->ptrace_seccomp_filter = has_ptrace_seccomp_filter();
     return 0;
 }

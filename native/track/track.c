@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attach/probe.h"
 #include "base/log.h"
 
 const struct fl_tracker_ops *const fl_trackers[FL_TRACKERS] = {
@@ -67,8 +68,7 @@ const struct fl_tracker_ops *fl_tracker_next(const struct fl_tracker_list *list,
                                              enum fl_freeze freeze) {
     struct fl_kernel_features kernel;
     char detail[FL_DETAIL_BYTES];
-    if (*place >= list->count || fl_probe_kernel(&kernel))
-        return NULL;
+    fl_probe_tracking(&kernel);
     while (*place < list->count) {
         const struct fl_tracker_ops *ops = list->ops[(*place)++];
         if (freeze != FL_FREEZE_NONE && ops->freeze != FL_FREEZE_NONE && ops->freeze != freeze)
