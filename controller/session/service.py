@@ -51,12 +51,6 @@ class SessionService(rpc.SessionServiceServicer):
     async def _hello(self, context: Context) -> wire.Hello:
         if self._hub.closing:
             raise StatusError(grpc.StatusCode.UNAVAILABLE, "the controller is stopping; try again")
-        wait_seconds = self._hub.streams.take(time.monotonic())
-        if wait_seconds > 0.0:
-            self._refused("rate")
-            text = f"more than {self._hub.timing.streams_per_second:g} new sessions a second; try again later"
-            # Spread the ones that were turned away instead of meeting them all again at once.
-            raise retry_later(grpc.StatusCode.RESOURCE_EXHAUSTED, text, max(wait_seconds, 1.0))
         limit = self._hub.timing.hello_seconds
         try:
             async with asyncio.timeout(limit):
@@ -69,6 +63,14 @@ class SessionService(rpc.SessionServiceServicer):
             said = "nothing" if request is None else request.WhichOneof("message") or "an empty message"
             raise bad_request(f"the stream began with {said}", [("hello", "must be the first message")])
         hello: wire.Hello = request.hello
+        # Only now: a refusal that meets the hello under way costs the agent the reason and when to come back (its write
+        # fails first), and those who say nothing must not use up what agents need.
+        wait_seconds = self._hub.streams.take(time.monotonic())
+        if wait_seconds > 0.0:
+            self._refused("rate")
+            text = f"more than {self._hub.timing.streams_per_second:g} new sessions a second; try again later"
+            # Spread the ones that were turned away instead of meeting them all again at once.
+            raise retry_later(grpc.StatusCode.RESOURCE_EXHAUSTED, text, max(wait_seconds, 1.0))
         try:
             check_hello(hello, self._hub.epoch)
         except InvalidError as error:

@@ -371,6 +371,8 @@ async def test_too_many_new_streams_are_told_when_to_come_back(tmp_path: Path) -
         for index in range(14):
             agents.append(agent(controller, f"crowd-{index}"))
             try:
+                await agents[-1].call.wait_for_connection()
+                time.sleep(0.02)  # one that is slow to say hello must not miss why it is turned away
                 await agents[-1].hello([])
             except (AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 codes.append(await agents[-1].call.code())
