@@ -18,6 +18,7 @@
 #endif
 #define SYS_CACHESTAT 451 /* newer than our headers: Linux 6.5 */
 #define NUMA_NODE_1 "/sys/devices/system/node/node1"
+#define BALANCING "/proc/sys/kernel/numa_balancing"
 #define CPU_LISTS "/proc/sys/vm/percpu_pagelist_high_fraction"
 #define CGROUP "/sys/fs/cgroup"
 #define CGROUP_OURS CGROUP "/frostline-test"
@@ -96,6 +97,10 @@ static void empty_lists(void) {
     (void)sched_setaffinity(0, sizeof(before), &before);
 }
 
+bool host_has_nodes(void) {
+    return access(NUMA_NODE_1, F_OK) == 0;
+}
+
 static void fill_field(unsigned which) {
     uint8_t *memory = mmap(NULL, field_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     uint64_t sum = 0, count = 0;
@@ -122,7 +127,7 @@ static void punch_field(unsigned which) {
  */
 const char *host_make_holes(uint64_t bytes) {
     unsigned lowest = 0;
-    if (access(NUMA_NODE_1, F_OK) == 0)
+    if (host_has_nodes())
         return NULL;
     if (access("/proc/sys/vm/compact_memory", W_OK))
         return "the host has one NUMA node, and the kernel no CONFIG_COMPACTION";
@@ -165,12 +170,24 @@ static const char *move_to_node(pid_t pid, uint64_t address, uint32_t pages, int
 }
 
 const char *host_migrate(pid_t pid, uint64_t address, uint32_t pages, int to) {
-    if (access(NUMA_NODE_1, F_OK) == 0)
+    if (host_has_nodes())
         return move_to_node(pid, address, pages, to);
     for (unsigned i = 0; i < FIELDS && fields[i].memory; i++)
         punch_field(i);
     empty_lists();
     return write_text("/proc/sys/vm/compact_memory", "1") ? "/proc/sys/vm/compact_memory cannot be written" : NULL;
+}
+
+static char balancing[16]; /* as it was */
+
+static void balance_again(void) {
+    (void)write_text(BALANCING, balancing);
+}
+
+void host_stop_balancing(void) {
+    if (balancing[0] || !read_text(BALANCING, balancing, sizeof(balancing)) || atoi(balancing) == 0)
+        return;
+    CHECK(write_text(BALANCING, "0") == 0 && atexit(balance_again) == 0, BALANCING);
 }
 
 /* ---- swap -------------------------------------------------------------------------------------------------- */

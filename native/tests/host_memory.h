@@ -25,7 +25,14 @@ bool host_is_cached(int fd, uint32_t page);
 const char *host_make_holes(uint64_t bytes);
 void host_drop_holes(void);
 /* To another NUMA node where there are two (`to` 0 or 1), else by compaction. */
+bool host_has_nodes(void);
 const char *host_migrate(pid_t pid, uint64_t address, uint32_t pages, int to);
+
+/*
+ * Keep the kernel from moving pages between NUMA nodes on its own, until this process ends: whoever goes by ACCESS bits
+ * loses KVM's with each page moved, whenever that happens to be.
+ */
+void host_stop_balancing(void);
 
 /* Swap to a zram disk of our own. */
 const char *host_swap_on(uint64_t bytes);

@@ -131,7 +131,8 @@ static void test_migrated(const struct subject *subject, uint64_t *random) {
             printf("%-5s migration not tried: %s\n", subject->tracker,
                    no_migration ? no_migration : "compaction has moved next to nothing");
         else
-            printf("%-5s %u %% of the pages were migrated at once\n", subject->tracker, percent);
+            printf("%-5s %u %% of the pages were migrated at once, by %s\n", subject->tracker, percent,
+                   host_has_nodes() ? "move_pages()" : "compaction");
         tracked_judge(&guest, "migrated underneath", subject->least_ppm);
         tracked_end(&guest);
         if (no_migration)

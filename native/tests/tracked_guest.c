@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "attach/inspect.h"
+#include "host_memory.h"
 #include "track/track.h"
 
 #define SECONDS 60u
@@ -214,6 +215,8 @@ void tracked_kill_pager(struct tracked_guest *guest) {
 
 struct tracked_guest tracked_start(const struct tracked_options *options) {
     struct tracked_guest guest = {.tracker = options->tracker, .pages = (uint32_t)(options->bytes / KVM_GUEST_PAGE)};
+    if (strcmp(options->tracker, "idle") == 0 || strcmp(options->tracker, "damon") == 0)
+        host_stop_balancing();
     guest.vmm = kvm_vmm_start(&(struct kvm_guest_config){
         .bytes = options->bytes, .vcpus = options->vcpus, .large_pages = options->large_pages});
     guest.victim.pid = guest.vmm.pid;

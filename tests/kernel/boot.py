@@ -50,10 +50,12 @@ ENVIRONMENT = {
 class KernelConfig:
     """What to boot. ``added``: path in the guest -> file here; ``texts``: path -> content, a script where it begins so.
     ``images``: ext4 images, see images.py. ``environment``: of every command, beside what all have.
+    ``nodes``: NUMA nodes; memory and CPUs are divided among them.
     """
 
     memory_mib: int = 1024
     vcpus: int = 2
+    nodes: int = 1
     added: Mapping[str, Path] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     images: tuple[Path, ...] = ()
@@ -97,11 +99,25 @@ class Kernel:
             self._process.wait(_OFF_LIMIT_SECONDS)
         self._end()
 
+    def _nodes(self) -> list[str]:
+        nodes, vcpus = self.config.nodes, self.config.vcpus
+        if nodes == 1:
+            return []
+        if self.config.memory_mib % nodes or vcpus % nodes:
+            raise GuestError(f"{self.config.memory_mib} MiB and {vcpus} CPUs cannot be divided among {nodes} nodes")
+        each, cpus = self.config.memory_mib // nodes, vcpus // nodes
+        arguments = []
+        for node in range(nodes):
+            arguments += ["-object", f"memory-backend-ram,id=node{node},size={each}M"]
+            arguments += ["-numa", f"node,memdev=node{node},cpus={node * cpus}-{(node + 1) * cpus - 1}"]
+        return arguments
+
     def _arguments(self, image: Path, port: int, console: int) -> list[str]:
         command = ["qemu-system-x86_64", "-machine", "pc", "-no-user-config", "-nodefaults", "-display", "none"]
         # TCG's "max" has AMD's SVM with nested paging, whatever the machine: KVM works inside.
-        command += ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", str(self.config.vcpus)]
-        command += ["-m", f"{self.config.memory_mib}M", "-no-reboot"]
+        command += ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"]
+        command += ["-smp", f"{self.config.vcpus},sockets={self.config.nodes}"]
+        command += ["-m", f"{self.config.memory_mib}M", "-no-reboot", *self._nodes()]
         command += ["-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"]
         command += ["-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial-pci"]
         command += ["-device", "virtserialport,chardev=port,name=frostline,nr=1"]

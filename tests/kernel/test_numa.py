@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trackers on a host of two NUMA nodes, where every page can be moved to the other one at once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import why_no_guest
+
+from .boot import Kernel, KernelConfig
+from .conftest import MEMORY_MIB
+from .test_c import LIMIT_SECONDS
+
+
+@pytest.mark.timeout(LIMIT_SECONDS + 60)
+def test_hotness_stays_with_the_address_when_move_pages_moves_the_page(tmp_path: Path) -> None:
+    reason = why_no_guest()
+    if reason is not None:
+        pytest.skip(reason)
+    with Kernel(KernelConfig(memory_mib=MEMORY_MIB, nodes=2), tmp_path) as kernel:
+        result = kernel.run(["/tests/test_tracker_underneath"], timeout=LIMIT_SECONDS)
+    assert result.code == 0 and not result.over_limit, result.describe()
+    assert "rwp   100 % of the pages were migrated at once, by move_pages()" in result.stdout, result.describe()
