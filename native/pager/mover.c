@@ -365,7 +365,7 @@ int fl_mover_event_fd(struct fl_mover *mover) {
 
 static int create_parts(struct fl_mover *mover) {
     struct fl_chooser *chooser = &mover->chooser;
-    int error = fl_evictor_create(mover->vm, &chooser->evictor);
+    int error = fl_evictor_create(mover->vm, fl_scanner_harvest, &mover->scanner, &chooser->evictor);
     if (!error)
         error = fl_bringer_create(mover->vm, &chooser->bringer);
     return error;

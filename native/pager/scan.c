@@ -135,7 +135,7 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     return harvested;
 }
 
-int fl_scanner_harvest(struct fl_scanner *scanner, uint32_t region, uint64_t first, uint32_t count,
-                       uint64_t *accessed) {
+int fl_scanner_harvest(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
+    struct fl_scanner *scanner = context;
     return scanner->ops->harvest(scanner->tracker, region, first, count, accessed);
 }

@@ -28,7 +28,7 @@ void fl_scanner_stop(struct fl_scanner *scanner);
 /* One scan. True when ages have moved and `counts` is new. */
 bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts);
 
-/* What was accessed since the last arming, as fl_tracker_ops.harvest. */
-int fl_scanner_harvest(struct fl_scanner *scanner, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
+/* What was accessed since the last arming, as fl_tracker_ops.harvest; `scanner` is one (an fl_accessed_fn). */
+int fl_scanner_harvest(void *scanner, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
 
 #endif

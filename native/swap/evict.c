@@ -20,6 +20,8 @@
 
 struct fl_evictor {
     struct fl_vm *vm;
+    fl_accessed_fn accessed;
+    void *context;
     struct fl_codec *codec;
     uint32_t batch_pages; /* at most FL_BATCH_PAGES; fewer where a batch takes long and everybody waits for it */
     uint8_t payload[FL_PAYLOAD_MAX];
@@ -34,13 +36,15 @@ struct batch {
     fl_entry entry[FL_BATCH_PAGES]; /* what the table holds for each page while it is ours; 0: not ours any more */
 };
 
-int fl_evictor_create(struct fl_vm *vm, struct fl_evictor **out) {
+int fl_evictor_create(struct fl_vm *vm, fl_accessed_fn accessed, void *context, struct fl_evictor **out) {
     struct fl_evictor *evictor = aligned_alloc(FL_PAGE_SIZE, sizeof(*evictor));
     if (!evictor)
         return -ENOMEM;
     memset(evictor, 0, sizeof(*evictor));
     evictor->vm = vm;
-    evictor->batch_pages = FL_BATCH_PAGES;
+    evictor->accessed = accessed;
+    evictor->context = context;
+    evictor->batch_pages = vm->freeze == FL_FREEZE_RWP ? SYNC_BATCH_PAGES_MIN : FL_BATCH_PAGES;
     int error = fl_codec_create(&evictor->codec);
     if (error) {
         free(evictor);
@@ -112,6 +116,29 @@ static uint32_t claim(struct fl_vm *vm, struct batch *batch) {
         }
     }
     return claimed;
+}
+
+/* Those of the batch that somebody has touched after all. */
+static int drop_accessed(struct fl_evictor *evictor, struct batch *batch) {
+    uint64_t accessed[FL_BATCH_PAGES / 64];
+    if (!evictor->accessed)
+        return 0;
+    int error = evictor->accessed(evictor->context, batch->region, batch->first, batch->count, accessed);
+    for (uint32_t i = 0; i < batch->count && !error; i++)
+        if (accessed[i / 64] >> (i % 64) & 1)
+            let_go(evictor->vm, batch, i, FL_TIER_ZERO);
+    return error;
+}
+
+/*
+ * From now on every touch (WP: every write) cancels, and there was none since the last arming. Both sides of the protection
+ * are looked at: RWP's hides what came before it; what slips in before WP's is seen only after it.
+ */
+static int freeze(struct fl_evictor *evictor, struct batch *batch) {
+    int error = evictor->vm->freeze == FL_FREEZE_RWP ? drop_accessed(evictor, batch) : 0;
+    if (!error)
+        error = protect(evictor->vm, batch, true);
+    return error ? error : drop_accessed(evictor, batch);
 }
 
 static int read_pages(struct fl_evictor *evictor, const struct batch *batch) {
@@ -205,8 +232,35 @@ int fl_punch(struct fl_vm *vm, uint32_t region, uint64_t first, uint64_t pages) 
     return 0;
 }
 
+/*
+ * Of a huge page, which no VM should have (attach/hugepages.h), a part is punched by splitting it. When that fails, because
+ * somebody holds one of its pages, the kernel says that all went well and leaves zeros instead of a hole.
+ */
+static bool left_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count) {
+    uint64_t cached[FL_BATCH_PAGES / 64];
+    return fl_pages_cached(vm, region, first, count, cached) || cached[0];
+}
+
+/* Put back what was there: it has been read, and its copy in the buffer is whole. Goes on until it is done. */
+static void write_back(struct fl_evictor *evictor, const struct batch *batch, uint32_t at, uint32_t count) {
+    struct fl_vm *vm = evictor->vm;
+    const uint8_t *content = evictor->pages + (size_t)at * FL_PAGE_SIZE;
+    size_t bytes = (size_t)count * FL_PAGE_SIZE, done = 0;
+    off_t offset = (off_t)fl_offset_of_page(vm, batch->region, batch->first + at);
+    while (done < bytes && !atomic_load(&vm->gone)) {
+        ssize_t n = pwrite(vm->memory[batch->region].fd, content + done, bytes - done, offset + (off_t)done);
+        if (n < 0 && errno != EINTR)
+            fl_sleep_ns(FL_NS_PER_MS);
+        done += n > 0 ? (size_t)n : 0;
+    }
+    fl_log_text(FL_LOG_WARNING, "hole_not_punched",
+                "%u pages from page %llu on are part of a huge page that cannot be split now; they stay in memory",
+                count, (unsigned long long)batch->first + at);
+}
+
 /* PUNCHING -> EVICTED by runs. A run whose hole cannot be punched stays in memory. */
-static int punch_pages(struct fl_vm *vm, struct batch *batch, struct fl_evicted *done) {
+static int punch_pages(struct fl_evictor *evictor, struct batch *batch, struct fl_evicted *done) {
+    struct fl_vm *vm = evictor->vm;
     int error = 0;
     for (uint32_t i = 0; i < batch->count; i++) {
         uint32_t end = i;
@@ -215,10 +269,13 @@ static int punch_pages(struct fl_vm *vm, struct batch *batch, struct fl_evicted 
         if (end == i)
             continue;
         int failed = fl_punch(vm, batch->region, batch->first + i, end - i);
+        bool zeros = !failed && left_zeros(vm, batch->region, batch->first + i, end - i);
+        if (zeros)
+            write_back(evictor, batch, i, end - i);
         for (uint32_t k = i; k < end; k++) {
             fl_entry mine = batch->entry[k];
-            if (failed) {
-                let_go(vm, batch, k, FL_TIER_ZERO);
+            if (failed || zeros) {
+                let_go(vm, batch, k, failed ? FL_TIER_ZERO : FL_TIER_REJECTED);
             } else {
                 fl_count_away(vm, fl_entry_tier(mine), 1); /* before a fault can count it out again */
                 atomic_store_explicit(fl_slot(vm, batch->first + k), fl_entry_with_state(mine, FL_PAGE_EVICTED),
@@ -237,7 +294,7 @@ static int evict_batch(struct fl_evictor *evictor, struct batch *batch, struct f
     uint64_t before = done->pages;
     if (!claim(vm, batch))
         return 0;
-    int error = protect(vm, batch, true);
+    int error = freeze(evictor, batch);
     if (!error)
         error = read_pages(evictor, batch);
     if (error) {
@@ -245,7 +302,7 @@ static int evict_batch(struct fl_evictor *evictor, struct batch *batch, struct f
             let_go(vm, batch, i, FL_TIER_ZERO);
     } else {
         error = store_pages(evictor, batch, done);
-        int failed = punch_pages(vm, batch, done);
+        int failed = punch_pages(evictor, batch, done);
         error = error ? error : failed;
     }
     release(vm, batch);

@@ -9,6 +9,11 @@
  * Frozen by WP, readers go on and a write cancels. Frozen by RWP, every touch cancels, and the whole VM is in sync mode
  * meanwhile, for at most 5 ms at a time.
  *
+ * A device that reads a disk into a page holds the page itself, and goes past its page table: nothing would be cancelled, and
+ * what it still writes would be lost with the page. But to get at the page it had to touch it. So the evictor asks what
+ * was accessed since the tracker armed, as late as that can be known, and lets go of that. (What a device holds for longer
+ * than pages are old when they are evicted, nothing shows: docs/architecture.md, Limits.)
+ *
  * Reading goes through read(2) on our own descriptor, never through a mapping: a read of a hole gives zeros and leaves
  * the hole a hole.
  */
@@ -17,8 +22,12 @@
 
 #include "swap/vm.h"
 
+/* Which of the pages [first, first + count) were accessed since the last arming, as fl_tracker_ops.harvest. */
+typedef int (*fl_accessed_fn)(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
+
 struct fl_evictor;
-int fl_evictor_create(struct fl_vm *vm, struct fl_evictor **out);
+/* `accessed` may be NULL: then nobody knows, and every page is taken for one that was not. */
+int fl_evictor_create(struct fl_vm *vm, fl_accessed_fn accessed, void *context, struct fl_evictor **out);
 void fl_evictor_destroy(struct fl_evictor *evictor);
 
 struct fl_evicted {
@@ -29,7 +38,7 @@ struct fl_evicted {
 /*
  * Evict from one window, pages [first, first + count) of `region`, count <= FL_WINDOW_PAGES: those marked in
  * `candidates` (bit i = page first + i). Adds to *done. -ENOSPC: the pool is full, nothing was lost; -EAGAIN:
- * the address space is changing; -ESRCH: the VMM ended. Pages that were touched meanwhile stay.
+ * the address space is changing; -ESRCH: the VMM ended; or what `accessed` said. Pages that were touched meanwhile stay.
  */
 int fl_evict_window(struct fl_evictor *evictor, uint32_t region, uint64_t first, uint32_t count,
                     const uint64_t *candidates, struct fl_evicted *done);

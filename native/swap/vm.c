@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "swap/vm.h"
 
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
 #include "base/clock.h"
 #include "base/fence.h"
 
@@ -27,6 +31,17 @@ bool fl_region_of_page(struct fl_vm *vm, uint64_t page, uint32_t *region) {
         }
     }
     return false;
+}
+
+int fl_pages_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *cached) {
+    uint8_t vector[FL_CACHED_PAGES];
+    uint64_t skip = first - fl_region(vm, region)->first_page;
+    memset(cached, 0, (count + 63) / 64 * sizeof(*cached));
+    if (mincore((uint8_t *)vm->memory[region].mapping + skip * FL_PAGE_SIZE, (size_t)count * FL_PAGE_SIZE, vector))
+        return -errno;
+    for (uint32_t i = 0; i < count; i++)
+        cached[i / 64] |= (uint64_t)(vector[i] & 1) << (i % 64);
+    return 0;
 }
 
 void fl_count_away(struct fl_vm *vm, enum fl_tier tier, int64_t pages) {

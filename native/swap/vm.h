@@ -18,7 +18,8 @@
 #include "store/pool.h"
 #include "swap/entry.h"
 
-#define FL_WINDOW_PAGES 512u /* pages looked at in one step: 2 MiB */
+#define FL_WINDOW_PAGES 512u  /* pages looked at in one step: 2 MiB */
+#define FL_CACHED_PAGES 8192u /* asked of in one call */
 #define FL_FORKS_MAX 8
 #define FL_REMOVALS_MAX 64u
 #define FL_BATCH_PAGES 64u /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
@@ -83,6 +84,11 @@ static inline uint64_t fl_region_pages(struct fl_vm *vm, uint32_t region) {
 }
 /* Region of a page index; the page must belong to one. */
 bool fl_region_of_page(struct fl_vm *vm, uint64_t page, uint32_t *region);
+/*
+ * Which of the pages [first, first + count) of `region`, count <= FL_CACHED_PAGES, are in host RAM: bit i of `cached` is
+ * page first + i. Fills no hole, and brings nothing in from swap. 0 or a negative errno.
+ */
+int fl_pages_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *cached);
 
 static inline bool fl_swap_entry(struct fl_vm *vm, uint64_t page, fl_entry *expected, fl_entry desired) {
     return atomic_compare_exchange_strong_explicit(fl_slot(vm, page), expected, desired, memory_order_acq_rel,

@@ -54,7 +54,7 @@ static void race(struct fl_vm *vm, struct victim *victim, uint64_t wanted) {
     struct fl_evicted done = {0};
     uint64_t all[FL_WINDOW_PAGES / 64], until = fl_now() + LIMIT_SECONDS * FL_NS_PER_SECOND;
     memset(all, 0xff, sizeof(all));
-    CHECK(fl_evictor_create(vm, &evictor) == 0, "evictor");
+    CHECK(fl_evictor_create(vm, NULL, NULL, &evictor) == 0, "evictor");
     while (races_of(vm) < wanted && fl_now() < until) {
         int error = fl_evict_window(evictor, 0, fl_region(vm, 0)->first_page, PAGES, all, &done);
         try_rejected_again(vm);

@@ -49,7 +49,8 @@ static void serve(struct served *s, uint32_t threads, uint64_t seed) {
     CHECK(s->vm.freeze == FL_FREEZE_RWP, "registered for %s", fl_freeze_name(s->vm.freeze));
     CHECK(fl_fault_start(&s->vm, options.fault_threads, &s->faults) == 0, "fault threads");
     fl_serve_began(&s->vm, fl_now());
-    CHECK(fl_evictor_create(&s->vm, &s->evictor) == 0 && fl_bringer_create(&s->vm, &s->bringer) == 0, "parts");
+    CHECK(fl_evictor_create(&s->vm, NULL, NULL, &s->evictor) == 0 && fl_bringer_create(&s->vm, &s->bringer) == 0,
+          "parts");
     CHECK(fl_gate_open(s->vm.pid, s->vm.vault.base + s->vm.vault.gate_offset, &s->vm.vault.header->attachment,
                        &s->gate) == 0,
           "gate");

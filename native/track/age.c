@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -17,17 +16,6 @@ uint32_t fl_age_bin(uint8_t age) {
     while (bin + 1 < FL_AGE_BINS && age >= fl_age_bin_edge(bin + 1))
         bin++;
     return bin;
-}
-
-/* What is in host RAM. */
-static int find_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *cached) {
-    uint8_t vector[FL_SCAN_PAGES];
-    uint64_t skip = first - fl_region(vm, region)->first_page;
-    if (mincore((uint8_t *)vm->memory[region].mapping + skip * FL_PAGE_SIZE, (size_t)count * FL_PAGE_SIZE, vector))
-        return -errno;
-    for (uint32_t i = 0; i < count; i++)
-        cached[i / 64] |= (uint64_t)(vector[i] & 1) << (i % 64);
-    return 0;
 }
 
 /*
@@ -57,9 +45,8 @@ static int find_swapped(struct fl_vm *vm, uint32_t region, uint64_t first, uint3
 int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident,
                     uint64_t *swapped_pages) {
     uint64_t swapped[WORDS(FL_SCAN_PAGES)] = {0};
-    memset(resident, 0, WORDS(count) * sizeof(*resident));
     *swapped_pages = 0;
-    int error = find_cached(vm, region, first, count, resident);
+    int error = fl_pages_cached(vm, region, first, count, resident);
     if (!error)
         error = find_swapped(vm, region, first, count, resident, swapped);
     for (uint32_t word = 0; word < WORDS(count); word++) {

@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Pages that somebody holds past the page tables while they are evicted. A device that writes into one: io_uring's fixed
+ * buffers stand in for it, into which the kernel writes without looking at the page table, as a disk does. And a page of a
+ * huge page, which then cannot be split. Each part first shows the trouble where there is one without our remedy.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "host_memory.h"
+#include "pager/serve.h"
+#include "swap/evict.h"
+#include "swap/fault.h"
+#include "track/track.h"
+#include "victim.h"
+
+#define PAGES HOST_HUGE_PAGES
+#define BYTES ((size_t)PAGES * HOST_PAGE)
+#define HELD 7u      /* the page that is held */
+#define FROM_DISK 90 /* what the device writes */
+#define SECONDS 60u
+#define SKIP 77
+
+enum order { BEGIN_READ, END_READ, HOLD, LET_GO, CHECK_ALL };
+
+struct shared {
+    sem_t asked, answered;
+    enum order order;
+    int error;      /* errno of what was ordered */
+    uint32_t wrong; /* pages that are not as they were written, by CHECK_ALL */
+    _Atomic(uint64_t) base;
+};
+
+struct device { /* an io_uring with one read of one page under way */
+    int ring, pipe[2];
+    struct io_uring_params params;
+    uint8_t *submissions, *completions;
+    struct io_uring_sqe *entries;
+};
+
+/* ---- the VMM ------------------------------------------------------------------------------------------------ */
+
+static void fill(uint8_t *page, uint32_t number, int with) {
+    uint32_t *words = (uint32_t *)(void *)page;
+    for (uint32_t i = 0; i < HOST_PAGE / sizeof(*words); i++)
+        words[i] = with ? (uint32_t)with * 0x01010101u : number << 16 | (i & 0xff);
+}
+
+static uint32_t count_wrong(const uint8_t *memory, int held_holds) {
+    uint8_t wanted[HOST_PAGE] __attribute__((aligned(8)));
+    uint32_t wrong = 0;
+    for (uint32_t page = 0; page < PAGES; page++) {
+        fill(wanted, page, page == HELD ? held_holds : 0);
+        wrong += memcmp(memory + (size_t)page * HOST_PAGE, wanted, HOST_PAGE) != 0;
+    }
+    return wrong;
+}
+
+static int open_device(struct device *device, uint8_t *page) {
+    struct iovec buffer = {.iov_base = page, .iov_len = HOST_PAGE};
+    device->ring = (int)syscall(__NR_io_uring_setup, 2, &device->params);
+    if (device->ring < 0 || pipe2(device->pipe, O_CLOEXEC))
+        return errno;
+    const struct io_uring_params *p = &device->params;
+    device->submissions = mmap(NULL, p->sq_off.array + p->sq_entries * sizeof(uint32_t), PROT_READ | PROT_WRITE,
+                               MAP_SHARED, device->ring, IORING_OFF_SQ_RING);
+    device->completions = mmap(NULL, p->cq_off.cqes + p->cq_entries * sizeof(struct io_uring_cqe),
+                               PROT_READ | PROT_WRITE, MAP_SHARED, device->ring, IORING_OFF_CQ_RING);
+    device->entries = mmap(NULL, p->sq_entries * sizeof(struct io_uring_sqe), PROT_READ | PROT_WRITE, MAP_SHARED,
+                           device->ring, IORING_OFF_SQES);
+    if (device->submissions == MAP_FAILED || device->completions == MAP_FAILED || device->entries == MAP_FAILED)
+        return errno;
+    return syscall(__NR_io_uring_register, device->ring, IORING_REGISTER_BUFFERS, &buffer, 1) ? errno : 0;
+}
+
+/* A read of an empty pipe into the fixed buffer: under way until somebody writes into the pipe. */
+static int begin_read(struct device *device, uint8_t *page) {
+    int error = open_device(device, page);
+    if (error)
+        return error;
+    device->entries[0] = (struct io_uring_sqe){.opcode = IORING_OP_READ_FIXED,
+                                               .fd = device->pipe[0],
+                                               .addr = (uint64_t)(uintptr_t)page,
+                                               .len = HOST_PAGE,
+                                               .off = UINT64_MAX};
+    *(uint32_t *)(void *)(device->submissions + device->params.sq_off.array) = 0;
+    __atomic_store_n((uint32_t *)(void *)(device->submissions + device->params.sq_off.tail), 1, __ATOMIC_RELEASE);
+    return syscall(__NR_io_uring_enter, device->ring, 1, 0, 0, NULL, 0) == 1 ? 0 : errno;
+}
+
+static int end_read(struct device *device) {
+    uint8_t content[HOST_PAGE] __attribute__((aligned(8)));
+    fill(content, 0, FROM_DISK);
+    if (write(device->pipe[1], content, HOST_PAGE) != HOST_PAGE)
+        return errno;
+    if (syscall(__NR_io_uring_enter, device->ring, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+        return errno;
+    const struct io_uring_cqe *done =
+        (const void *)(device->completions + device->params.cq_off.cqes); /* the only one there will be */
+    int error = done->res == (int)HOST_PAGE ? 0 : EIO;
+    close(device->ring);
+    return error;
+}
+
+static void *obey(void *argument) {
+    struct shared *s = argument;
+    struct device device = {.ring = -1};
+    uint8_t *memory = (uint8_t *)(uintptr_t)atomic_load(&s->base);
+    struct iovec held = {.iov_base = memory + (size_t)HELD * HOST_PAGE, .iov_len = HOST_PAGE};
+    int pipes[2], holds = 0;
+    uint8_t byte[HOST_PAGE];
+    if (pipe2(pipes, O_CLOEXEC))
+        _exit(91);
+    for (;;) {
+        while (sem_wait(&s->asked))
+            ;
+        s->error = 0;
+        if (s->order == BEGIN_READ) {
+            s->error = begin_read(&device, memory + (size_t)HELD * HOST_PAGE);
+        } else if (s->order == END_READ) {
+            s->error = end_read(&device);
+            holds = FROM_DISK;
+        } else if (s->order == HOLD) {
+            s->error = vmsplice(pipes[1], &held, 1, 0) == (ssize_t)HOST_PAGE ? 0 : errno;
+        } else if (s->order == LET_GO) {
+            s->error = read(pipes[0], byte, HOST_PAGE) == (ssize_t)HOST_PAGE ? 0 : errno;
+        } else {
+            s->wrong = count_wrong(memory, holds);
+        }
+        sem_post(&s->answered);
+    }
+    return NULL;
+}
+
+static _Noreturn void vmm(struct shared *s) {
+    pthread_t thread;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    int fd = memfd_create("memory-backend-memfd", MFD_CLOEXEC); /* as QEMU names it */
+    uint8_t *room = mmap(NULL, 2 * BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (fd < 0 || ftruncate(fd, (off_t)BYTES) || room == MAP_FAILED)
+        _exit(92);
+    /* Where a huge page would lie. */
+    uint8_t *place = (uint8_t *)(((uintptr_t)room + BYTES - 1) & ~(uintptr_t)(BYTES - 1));
+    uint8_t *memory = mmap(place, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (memory == MAP_FAILED)
+        _exit(93);
+    for (uint32_t page = 0; page < PAGES; page++)
+        fill(memory + (size_t)page * HOST_PAGE, page, 0);
+    atomic_store(&s->base, (uint64_t)(uintptr_t)memory);
+    if (pthread_create(&thread, NULL, obey, s))
+        _exit(94);
+    for (;;)
+        poll(NULL, 0, 1000);
+}
+
+/* ---- and its pager ------------------------------------------------------------------------------------------ */
+
+struct served {
+    pid_t pid;
+    struct shared *shared;
+    struct fl_vm vm;
+    struct fl_fault_server *faults;
+    const struct fl_tracker_ops *ops;
+    struct fl_tracker *tracker;
+};
+
+static void begin_vmm(struct served *s) {
+    memset(s, 0, sizeof(*s));
+    s->shared = mmap(NULL, sizeof(*s->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(s->shared != MAP_FAILED, "mmap");
+    CHECK(sem_init(&s->shared->asked, 1, 0) == 0 && sem_init(&s->shared->answered, 1, 0) == 0, "semaphores");
+    fflush(NULL);
+    s->pid = fork();
+    CHECK(s->pid >= 0, "fork");
+    if (s->pid == 0)
+        vmm(s->shared);
+    for (unsigned i = 0; !atomic_load(&s->shared->base); i++) {
+        CHECK(i < SECONDS * 1000 && waitpid(s->pid, NULL, WNOHANG) == 0, "the VMM does not start");
+        sleep_ms(1);
+    }
+}
+
+static int ask(struct served *s, enum order order) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += SECONDS;
+    s->shared->order = order;
+    sem_post(&s->shared->asked);
+    while (sem_timedwait(&s->shared->answered, &until))
+        CHECK(errno == EINTR, "order %d is not answered in %u s", (int)order, SECONDS);
+    return s->shared->error;
+}
+
+static void serve(struct served *s, const struct fl_tracker_ops *ops) {
+    struct fl_options options = {.fault_threads = 2, .scan_interval_ms = 10000, .stall_target_permille = 1000};
+    struct fl_refused why = {0};
+    uint64_t stop_ns;
+    s->ops = ops;
+    options.vmm_pid = (int)s->pid;
+    options.trackers = (struct fl_tracker_list){.count = 1, .ops = {ops}};
+    CHECK(fl_serve_begin(&s->vm, &options, &why) == 0, "attach: %s", why.detail);
+    CHECK(fl_fault_start(&s->vm, options.fault_threads, &s->faults) == 0, "fault threads");
+    fl_serve_began(&s->vm, fl_now());
+    CHECK(ops->create(&s->vm, s->faults, &s->tracker) == 0, "%s", fl_tracker_name(ops->kind));
+    CHECK(ops->arm(s->tracker, &stop_ns) == 0, "arm");
+}
+
+static void end(struct served *s) {
+    s->ops->destroy(s->tracker);
+    kill(s->pid, SIGKILL);
+    fl_fault_stop(s->faults);
+    fl_serve_close(&s->vm);
+    (void)waitpid(s->pid, NULL, 0);
+    munmap(s->shared, sizeof(*s->shared));
+}
+
+static int accessed(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *bits) {
+    struct served *s = context;
+    return s->ops->harvest(s->tracker, region, first, count, bits);
+}
+
+static uint64_t evict_all(struct served *s, fl_accessed_fn asked) {
+    struct fl_evictor *evictor;
+    struct fl_evicted done = {0};
+    uint64_t all[FL_WINDOW_PAGES / 64];
+    memset(all, 0xff, sizeof(all));
+    CHECK(fl_evictor_create(&s->vm, asked, s, &evictor) == 0, "evictor");
+    int error = fl_evict_window(evictor, 0, fl_region(&s->vm, 0)->first_page, PAGES, all, &done);
+    CHECK(error == 0 || error == -EAGAIN, "evict: %s", strerror(-error));
+    fl_evictor_destroy(evictor);
+    return done.pages;
+}
+
+/* ---- a device writes into it -------------------------------------------------------------------------------- */
+
+/* Chosen when nobody had touched it; then a disk begins to read into it; then it is evicted. Returns pages lost. */
+static uint32_t read_into_it(const struct fl_tracker_ops *ops, fl_accessed_fn asked, uint64_t *evicted) {
+    struct served s;
+    begin_vmm(&s);
+    serve(&s, ops);
+    int error = ask(&s, BEGIN_READ);
+    if (error) {
+        printf("skipped: io_uring with fixed buffers: %s\n", strerror(error));
+        end(&s);
+        exit(SKIP);
+    }
+    *evicted = evict_all(&s, asked);
+    CHECK(ask(&s, END_READ) == 0, "the read: %s", strerror(s.shared->error));
+    CHECK(ask(&s, CHECK_ALL) == 0, "check");
+    uint32_t wrong = s.shared->wrong;
+    end(&s);
+    return wrong;
+}
+
+static void test_device(const struct fl_tracker_ops *ops) {
+    uint64_t evicted;
+    uint32_t lost = read_into_it(ops, NULL, &evicted);
+    CHECK(lost == 1 && evicted == PAGES, "%u pages lost without asking again, %llu evicted: nothing is shown", lost,
+          (unsigned long long)evicted);
+    lost = read_into_it(ops, accessed, &evicted);
+    CHECK(lost == 0, "%s: %u pages lost", fl_tracker_name(ops->kind), lost);
+    CHECK(evicted < PAGES && evicted > PAGES / 2, "%llu evicted", (unsigned long long)evicted);
+    printf("%-5s a device writes into a page of %u, %llu others are evicted: 0 lost\n", fl_tracker_name(ops->kind),
+           PAGES, (unsigned long long)evicted);
+}
+
+/* ---- a huge page that cannot be split ----------------------------------------------------------------------- */
+
+static void test_huge(const struct fl_tracker_ops *ops) {
+    struct served s;
+    begin_vmm(&s);
+    if (!host_collapse(s.pid, atomic_load(&s.shared->base), PAGES)) {
+        printf("%-5s huge pages not tried: this host does not collapse shared memory\n", fl_tracker_name(ops->kind));
+        kill(s.pid, SIGKILL);
+        (void)waitpid(s.pid, NULL, 0);
+        return;
+    }
+    CHECK(ask(&s, HOLD) == 0, "vmsplice: %s", strerror(s.shared->error));
+    serve(&s, ops);
+    uint64_t held = evict_all(&s, NULL);
+    CHECK(ask(&s, CHECK_ALL) == 0 && s.shared->wrong == 0, "%s: %u pages lost", fl_tracker_name(ops->kind),
+          s.shared->wrong);
+    CHECK(ask(&s, LET_GO) == 0, "splice: %s", strerror(s.shared->error));
+    printf("%-5s a huge page with one of its pages held: %llu evicted, 0 lost\n", fl_tracker_name(ops->kind),
+           (unsigned long long)held);
+    end(&s);
+}
+
+int main(void) {
+    struct fl_kernel_features kernel;
+    char detail[FL_DETAIL_BYTES];
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    need_paging();
+    fl_log_setup(FL_LOG_ERROR, 0);
+    CHECK(fl_probe_kernel(&kernel) == 0, "probe");
+    for (uint32_t i = 0; i < FL_TRACKERS; i++) {
+        const struct fl_tracker_ops *ops = fl_trackers[i];
+        if (ops->kind == FL_TRACKER_DAMON)
+            continue; /* between two scans it knows nothing new */
+        if (!ops->probe(0, &kernel, detail, sizeof(detail))) {
+            printf("%-5s not tried: %s\n", fl_tracker_name(ops->kind), detail);
+            continue;
+        }
+        test_huge(ops);
+        test_device(ops);
+    }
+    return 0;
+}
