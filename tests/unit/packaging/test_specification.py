@@ -42,3 +42,11 @@ def test_a_promise_has_its_number_test_and_command(row: list[str]) -> None:
     assert run, command
     for target in run.group(1).split():
         assert re.search(rf"^(?:[a-z -]+ )?{target}(?: [a-z -]+)?:", MAKEFILE, re.MULTILINE), target
+
+
+TRACKED = [path for kind in ("tracker", "rwp", "evict") for path in sorted(ROOT.glob(f"native/tests/test_{kind}_*.c"))]
+
+
+@pytest.mark.parametrize("path", TRACKED, ids=lambda path: path.stem)
+def test_what_is_tried_on_trackers_and_evictions_is_promised(path: Path) -> None:
+    assert f"native/tests/{path.name}" in TEXT
