@@ -57,6 +57,12 @@ def _ticks(axes: Axes, values: Iterable[float], text: Callable[[float], str]) ->
     axes.set_xticks([], minor=True)
 
 
+def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One for all panels, below them: it hides no line."""
+    lines = {text: line for each in axes for line, text in zip(*each.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=max(1, len(lines)), fontsize=8)
+
+
 def _save(figure: Figure, path: Path) -> list[Path]:
     """As SVG and PNG, without a date."""
     written = [path.with_suffix(".svg"), path.with_suffix(".png")]
@@ -86,7 +92,7 @@ def plot_by_size(places: Sequence[PlaceResults], path: Path) -> list[Path]:
         _frame(axes, f"{place.title}\n{touched} MiB touched a scan", "size of the VM")
         if number == 0:
             axes.set_ylabel("ms a scan (solid: scanner, dotted: guest)", fontsize=8)
-        axes.legend(fontsize=8)
+    _legend(figure, figure.axes)
     return _save(figure, path)
 
 
@@ -114,5 +120,5 @@ def plot_by_touched(place: PlaceResults, path: Path) -> list[Path]:
         _frame(axes, title, "pages touched between two scans, %")
         if number == 0:
             axes.set_ylabel("ms a scan and GiB", fontsize=8)
-            axes.legend(fontsize=8)
+    _legend(figure, figure.axes)
     return _save(figure, path)
