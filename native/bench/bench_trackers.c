@@ -46,8 +46,8 @@ struct asked {
     uint32_t touched[TOUCHED_MAX];
 };
 
-struct scan {                          /* what one arming or one harvest took */
-    uint64_t wall_ns, cpu_ns, stop_ns; /* `cpu_ns`: of this thread; DAMON and zap also let others work */
+struct scan { /* what one arming or one harvest took */
+    uint64_t wall_ns, stop_ns;
 };
 
 struct run { /* a guest with a tracker on it */
@@ -68,9 +68,8 @@ static _Noreturn void fail(const char *what, int error) {
 /* ---- one scan ------------------------------------------------------------------------------------------------ */
 
 static int arm(struct run *run, struct scan *out) {
-    uint64_t start_ns = fl_now(), cpu_ns = fl_clock_read(CLOCK_THREAD_CPUTIME_ID);
+    uint64_t start_ns = fl_now();
     int error = run->ops->arm(run->tracker, &out->stop_ns);
-    out->cpu_ns = fl_clock_read(CLOCK_THREAD_CPUTIME_ID) - cpu_ns;
     out->wall_ns = fl_now() - start_ns;
     return error;
 }
@@ -106,9 +105,8 @@ static int harvest(struct run *run, struct scan *out) {
     if (!accessed)
         fail("memory", -ENOMEM);
     memset(accessed, 0, windows * FL_SCAN_PAGES / 8); /* its pages are there before the clock runs */
-    uint64_t start_ns = fl_now(), cpu_ns = fl_clock_read(CLOCK_THREAD_CPUTIME_ID);
+    uint64_t start_ns = fl_now();
     int error = harvest_all(run, accessed);
-    out->cpu_ns = fl_clock_read(CLOCK_THREAD_CPUTIME_ID) - cpu_ns;
     out->wall_ns = fl_now() - start_ns;
     run->right = run->missed = run->wrong = 0;
     for (uint32_t i = 0; i < fl_region_count(run->vm) && !error; i++) {
@@ -216,10 +214,8 @@ static void measure_rounds(struct run *run, uint32_t touched) {
     say_head(run, "rounds", touched);
 #define SAY(name, field) say(name, &rounds[0].field, count, sizeof(rounds[0]))
     SAY("arm_ns", arm.wall_ns);
-    SAY("arm_cpu_ns", arm.cpu_ns);
     SAY("stop_ns", arm.stop_ns);
     SAY("harvest_ns", harvest.wall_ns);
-    SAY("harvest_cpu_ns", harvest.cpu_ns);
     SAY("plain_ns", plain_ns);
     SAY("armed_ns", armed_ns);
     SAY("right", right);

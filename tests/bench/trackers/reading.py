@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from tests.bench.trackers.points import PAGES_PER_GIB, Point
+from tests.bench.trackers.points import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +17,6 @@ class CostModel:
     fixed_ms_per_gib: float
     scanner_us_per_page: float
     guest_us_per_page: float
-
-    @property
-    def total_us_per_page(self) -> float:
-        return self.scanner_us_per_page + self.guest_us_per_page
 
     def as_json(self) -> dict[str, float | str]:
         return asdict(self)
@@ -56,15 +52,6 @@ def crossing(one: Sequence[Point], other: Sequence[Point]) -> float | None:
             return before[0] + (fraction - before[0]) * -before[1] / (above - before[1])
         before = fraction, above
     return None
-
-
-def modelled_crossing(one: CostModel, other: CostModel) -> float | None:
-    """The same from the two models, for any size: the touched part of all pages; None: they never cross."""
-    per_page = one.total_us_per_page - other.total_us_per_page
-    fixed = other.fixed_ms_per_gib - one.fixed_ms_per_gib
-    if per_page <= 0 or fixed <= 0:
-        return None
-    return fixed * 1000 / per_page / PAGES_PER_GIB
 
 
 def ratio_at(points: Iterable[Point], one: str, other: str, touched: int) -> float | None:

@@ -97,6 +97,17 @@ def models(place: PlaceResults) -> Table:
     return table
 
 
+def growth(place: PlaceResults) -> Table:
+    """What each further GiB of a VM costs, whose guest touches no more than before."""
+    smallest, largest = (f(point.pages // 256 for point in place.by_size) for f in (min, max))
+    table = _columns(f"{place.title}: VM grows, {smallest} to {largest} MiB", ["tracker", "scanner ms a further GiB"])
+    for name in place.trackers():
+        slope = reading.slope_ms_per_gib(place.sizes_by(name))
+        if slope is not None:
+            table.add_row(name, _text(slope))
+    return table
+
+
 def steady(place: PlaceResults) -> Table:
     seconds = place.steady[0].window_seconds
     names = ["tracker", "VM MiB, all touched", "slow-down %", "of its windows", "void scans"]
@@ -140,6 +151,7 @@ def show(console: Console, place: PlaceResults) -> None:
         console.print(models(place))
     if place.by_size:
         console.print(costs(place.by_size, f"{place.title}: VM grows"))
+        console.print(growth(place))
     if place.mapped:
         console.print(mapped(place.mapped, f"{place.title}: memory that others have mapped, 1/16 touched"))
     if place.kvm:

@@ -88,13 +88,6 @@ def test_totals_cross_between_the_points_they_cross_between() -> None:
     assert reading.crossing(RWP[:1], IDLE) is None
 
 
-def test_the_models_cross_where_the_lines_do() -> None:
-    rwp, idle = reading.cost_model(RWP), reading.cost_model(IDLE)
-    assert rwp is not None and idle is not None
-    assert reading.modelled_crossing(rwp, idle) == pytest.approx(295 / (440 - 40))
-    assert reading.modelled_crossing(idle, rwp) is None
-
-
 def test_ratio_is_of_the_scanners_part_only() -> None:
     assert reading.ratio_at(RWP + IDLE, "idle", "rwp", GIB // 4) == pytest.approx(305 / 15)
     assert reading.ratio_at(RWP, "idle", "rwp", GIB // 4) is None
