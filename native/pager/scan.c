@@ -6,8 +6,10 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "track/direct_io.h"
 
-#define VOID_SCANS_MAX 5u /* in a row, then the next tracker has a try */
+#define VOID_SCANS_MAX 5u              /* in a row, then the next tracker has a try */
+#define IO_LOOK_NS (50 * FL_NS_PER_MS) /* a look reads what is known of each descriptor: some 5 us */
 
 /* Stands in where no tracker works: what it is asked, it does not know. */
 static int know_nothing(struct fl_tracker *tracker) {
@@ -33,6 +35,7 @@ static void destroy_nothing(struct fl_tracker *tracker) {
 
 static const struct fl_tracker_ops no_tracker = {
     .kind = FL_TRACKER_NONE,
+    .sees_io = true, /* it lets nothing go anyway */
     .destroy = destroy_nothing,
     .collect = know_nothing,
     .harvest = see_nothing,
@@ -62,6 +65,7 @@ static void choose(struct fl_scanner *scanner, enum fl_tracker_kind before) {
     scanner->tracker = NULL;
     scanner->armed = false;
     scanner->void_scans = 0;
+    scanner->io_hidden = false;
     bool chosen = choose_next(scanner);
     if (!chosen) {
         scanner->place = 0;
@@ -115,10 +119,28 @@ static void void_scan(struct fl_scanner *scanner, int error) {
         give_up(scanner);
 }
 
+/* 0, or why the tracker must not be believed any more. Once it must not, only a scan looks again. */
+static int look_for_hidden_io(struct fl_scanner *scanner, bool now) {
+    char detail[FL_DETAIL_BYTES];
+    if (scanner->ops->sees_io)
+        return 0;
+    if (!now && (scanner->io_hidden || fl_now() - scanner->io_looked_ns < IO_LOOK_NS))
+        return scanner->io_hidden ? -ENODEV : 0;
+    int found = fl_direct_io(scanner->vm->pid, detail, sizeof(detail));
+    scanner->io_looked_ns = fl_now();
+    if (found > 0 && !scanner->io_hidden)
+        fl_log_text(FL_LOG_WARNING, "io_not_seen", "tracker %s: %s; the next one that does takes over",
+                    fl_tracker_name(scanner->ops->kind), detail);
+    scanner->io_hidden = found > 0;
+    return found > 0 ? -ENODEV : found;
+}
+
 bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     struct fl_vm *vm = scanner->vm;
     uint64_t stop_max_ns = 0;
-    int error = scanner->armed ? fl_age_scan(vm, scanner->ops, scanner->tracker, counts) : 0;
+    int error = look_for_hidden_io(scanner, true);
+    if (!error && scanner->armed)
+        error = fl_age_scan(vm, scanner->ops, scanner->tracker, counts);
     bool harvested = scanner->armed && !error;
     if (!error) {
         uint64_t start_ns = fl_now();
@@ -137,5 +159,6 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
 
 int fl_scanner_harvest(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
     struct fl_scanner *scanner = context;
-    return scanner->ops->harvest(scanner->tracker, region, first, count, accessed);
+    int error = look_for_hidden_io(scanner, false);
+    return error ? error : scanner->ops->harvest(scanner->tracker, region, first, count, accessed);
 }

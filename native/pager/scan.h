@@ -15,6 +15,8 @@ struct fl_scanner {
     struct fl_tracker *tracker;
     bool armed;
     uint32_t void_scans; /* in a row */
+    uint64_t io_looked_ns;
+    bool io_hidden; /* the VMM may do what the tracker does not see: nothing is evicted until the next one is there */
 };
 
 /*
@@ -28,7 +30,10 @@ void fl_scanner_stop(struct fl_scanner *scanner);
 /* One scan. True when ages have moved and `counts` is new. */
 bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts);
 
-/* What was accessed since the last arming, as fl_tracker_ops.harvest; `scanner` is one (an fl_accessed_fn). */
+/*
+ * What was accessed since the last arming, as fl_tracker_ops.harvest; `scanner` is one (an fl_accessed_fn). -ENODEV as well
+ * when the VMM may do direct I/O by now (looked up every 50 ms at most) and the tracker would not see it.
+ */
 int fl_scanner_harvest(void *scanner, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
 
 #endif

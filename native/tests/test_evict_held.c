@@ -2,7 +2,8 @@
 /*
  * Pages that somebody holds past the page tables while they are evicted. A device that writes into one: io_uring's fixed
  * buffers stand in for it, into which the kernel writes without looking at the page table, as a disk does. And a page of a
- * huge page, which then cannot be split. Each part first shows the trouble where there is one without our remedy.
+ * huge page, which then cannot be split. Each part first shows the trouble where there is one without our remedy. Trackers
+ * that do not see such a device are given up as soon as the VMM can have one.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,9 +19,11 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
+#include "attach/probe.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "host_memory.h"
+#include "pager/scan.h"
 #include "pager/serve.h"
 #include "swap/evict.h"
 #include "swap/fault.h"
@@ -34,7 +37,7 @@
 #define SECONDS 60u
 #define SKIP 77
 
-enum order { BEGIN_READ, END_READ, HOLD, LET_GO, CHECK_ALL };
+enum order { BEGIN_READ, END_READ, HOLD, LET_GO, CHECK_ALL, OPEN_DIRECT, CLOSE_DIRECT };
 
 struct shared {
     sem_t asked, answered;
@@ -115,12 +118,22 @@ static int end_read(struct device *device) {
     return error;
 }
 
+/* A file of which the kernel would read past the page table. */
+static int open_direct(int *fd) {
+    char path[64];
+    snprintf(path, sizeof(path), "/tmp/fl-direct-%d", (int)getpid());
+    *fd = open(path, O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
+    int error = *fd < 0 ? errno : 0;
+    unlink(path);
+    return error;
+}
+
 static void *obey(void *argument) {
     struct shared *s = argument;
     struct device device = {.ring = -1};
     uint8_t *memory = (uint8_t *)(uintptr_t)atomic_load(&s->base);
     struct iovec held = {.iov_base = memory + (size_t)HELD * HOST_PAGE, .iov_len = HOST_PAGE};
-    int pipes[2], holds = 0;
+    int pipes[2], holds = 0, direct = -1;
     uint8_t byte[HOST_PAGE];
     if (pipe2(pipes, O_CLOEXEC))
         _exit(91);
@@ -137,6 +150,10 @@ static void *obey(void *argument) {
             s->error = vmsplice(pipes[1], &held, 1, 0) == (ssize_t)HOST_PAGE ? 0 : errno;
         } else if (s->order == LET_GO) {
             s->error = read(pipes[0], byte, HOST_PAGE) == (ssize_t)HOST_PAGE ? 0 : errno;
+        } else if (s->order == OPEN_DIRECT) {
+            s->error = open_direct(&direct);
+        } else if (s->order == CLOSE_DIRECT) {
+            s->error = close(direct) ? errno : 0;
         } else {
             s->wrong = count_wrong(memory, holds);
         }
@@ -204,22 +221,25 @@ static int ask(struct served *s, enum order order) {
     return s->shared->error;
 }
 
-static void serve(struct served *s, const struct fl_tracker_ops *ops) {
+static void attach(struct served *s, const struct fl_tracker_ops *ops) {
     struct fl_options options = {.fault_threads = 2, .scan_interval_ms = 10000, .stall_target_permille = 1000};
     struct fl_refused why = {0};
-    uint64_t stop_ns;
     s->ops = ops;
     options.vmm_pid = (int)s->pid;
     options.trackers = (struct fl_tracker_list){.count = 1, .ops = {ops}};
     CHECK(fl_serve_begin(&s->vm, &options, &why) == 0, "attach: %s", why.detail);
     CHECK(fl_fault_start(&s->vm, options.fault_threads, &s->faults) == 0, "fault threads");
     fl_serve_began(&s->vm, fl_now());
+}
+
+static void serve(struct served *s, const struct fl_tracker_ops *ops) {
+    uint64_t stop_ns;
+    attach(s, ops);
     CHECK(ops->create(&s->vm, s->faults, &s->tracker) == 0, "%s", fl_tracker_name(ops->kind));
     CHECK(ops->arm(s->tracker, &stop_ns) == 0, "arm");
 }
 
-static void end(struct served *s) {
-    s->ops->destroy(s->tracker);
+static void detach(struct served *s) {
     kill(s->pid, SIGKILL);
     fl_fault_stop(s->faults);
     fl_serve_close(&s->vm);
@@ -227,21 +247,33 @@ static void end(struct served *s) {
     munmap(s->shared, sizeof(*s->shared));
 }
 
+static void end(struct served *s) {
+    s->ops->destroy(s->tracker);
+    detach(s);
+}
+
 static int accessed(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *bits) {
     struct served *s = context;
     return s->ops->harvest(s->tracker, region, first, count, bits);
 }
 
-static uint64_t evict_all(struct served *s, fl_accessed_fn asked) {
+static int try_evict_all(struct served *s, fl_accessed_fn asked, void *context, uint64_t *evicted) {
     struct fl_evictor *evictor;
     struct fl_evicted done = {0};
     uint64_t all[FL_WINDOW_PAGES / 64];
     memset(all, 0xff, sizeof(all));
-    CHECK(fl_evictor_create(&s->vm, asked, s, &evictor) == 0, "evictor");
+    CHECK(fl_evictor_create(&s->vm, asked, context, &evictor) == 0, "evictor");
     int error = fl_evict_window(evictor, 0, fl_region(&s->vm, 0)->first_page, PAGES, all, &done);
-    CHECK(error == 0 || error == -EAGAIN, "evict: %s", strerror(-error));
     fl_evictor_destroy(evictor);
-    return done.pages;
+    *evicted = done.pages;
+    return error;
+}
+
+static uint64_t evict_all(struct served *s, fl_accessed_fn asked) {
+    uint64_t evicted;
+    int error = try_evict_all(s, asked, s, &evicted);
+    CHECK(error == 0 || error == -EAGAIN, "evict: %s", strerror(-error));
+    return evicted;
 }
 
 /* ---- a device writes into it -------------------------------------------------------------------------------- */
@@ -277,6 +309,56 @@ static void test_device(const struct fl_tracker_ops *ops) {
            PAGES, (unsigned long long)evicted);
 }
 
+/* ---- a device that the tracker would not see ----------------------------------------------------------------- */
+
+static bool allowed(const struct fl_tracker_ops *ops, int pid, char *detail) {
+    struct fl_kernel_features kernel;
+    fl_probe_tracking(&kernel);
+    return ops->probe(pid, &kernel, detail, FL_DETAIL_BYTES);
+}
+
+/* Given up before a page goes, and ages stand; whatever takes over does see it. */
+static void check_given_up(struct served *s, struct fl_scanner *scanner) {
+    uint8_t *ages = s->vm.vault.ages + fl_region(&s->vm, 0)->first_page, before[PAGES];
+    struct fl_age_counts counts;
+    uint64_t evicted;
+    char detail[FL_DETAIL_BYTES];
+    memcpy(before, ages, PAGES);
+    sleep_ms(60); /* it looks every 50 ms */
+    int error = try_evict_all(s, fl_scanner_harvest, scanner, &evicted);
+    CHECK(error == -ENODEV && evicted == 0, "%llu pages evicted beside direct I/O: %s", (unsigned long long)evicted,
+          strerror(-error));
+    CHECK(!fl_scanner_scan(scanner, &counts), "a scan that does not see direct I/O counts");
+    CHECK(memcmp(before, ages, PAGES) == 0, "ages moved in a void scan");
+    CHECK(scanner->ops != s->ops && scanner->ops->sees_io, "%s goes on", fl_tracker_name(scanner->ops->kind));
+    CHECK(!allowed(s->ops, (int)s->pid, detail) && strstr(detail, "O_DIRECT"), "probe: %s", detail);
+    printf("%-5s given up for %s: %s\n", fl_tracker_name(s->ops->kind), fl_tracker_name(scanner->ops->kind), detail);
+}
+
+static void test_hidden_io(const struct fl_tracker_ops *ops) {
+    struct served s;
+    struct fl_scanner scanner;
+    struct fl_age_counts counts;
+    const struct fl_tracker_list list = {.count = 1, .ops = {ops}};
+    char detail[FL_DETAIL_BYTES];
+    begin_vmm(&s);
+    attach(&s, ops);
+    fl_scanner_start(&scanner, &s.vm, s.faults, &list, false);
+    CHECK(scanner.ops == ops, "%s takes its place", fl_tracker_name(scanner.ops->kind));
+    for (int i = 0; i < 3; i++)
+        CHECK(fl_scanner_scan(&scanner, &counts) == (i > 0), "scan %d", i);
+    int error = ask(&s, OPEN_DIRECT);
+    if (error) {
+        printf("%-5s O_DIRECT not tried: no file of /tmp opens with it: %s\n", fl_tracker_name(ops->kind),
+               strerror(error));
+    } else {
+        check_given_up(&s, &scanner);
+        CHECK(ask(&s, CLOSE_DIRECT) == 0 && allowed(ops, (int)s.pid, detail), "probe: %s", detail);
+    }
+    fl_scanner_stop(&scanner);
+    detach(&s);
+}
+
 /* ---- a huge page that cannot be split ----------------------------------------------------------------------- */
 
 static void test_huge(const struct fl_tracker_ops *ops) {
@@ -308,14 +390,17 @@ int main(void) {
     CHECK(fl_probe_kernel(&kernel) == 0, "probe");
     for (uint32_t i = 0; i < FL_TRACKERS; i++) {
         const struct fl_tracker_ops *ops = fl_trackers[i];
-        if (ops->kind == FL_TRACKER_DAMON)
-            continue; /* between two scans it knows nothing new */
         if (!ops->probe(0, &kernel, detail, sizeof(detail))) {
             printf("%-5s not tried: %s\n", fl_tracker_name(ops->kind), detail);
             continue;
         }
         test_huge(ops);
-        test_device(ops);
+        if (ops->sees_io) {
+            test_device(ops);
+            continue;
+        }
+        printf("%-5s a device that writes into a page is not tried: it does not see it\n", fl_tracker_name(ops->kind));
+        test_hidden_io(ops);
     }
     return 0;
 }

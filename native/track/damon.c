@@ -37,6 +37,7 @@
 #include "track/damon_admin.h"
 #include "track/damon_plan.h"
 #include "track/damon_trace.h"
+#include "track/direct_io.h"
 #include "track/lru.h"
 #include "track/track.h"
 
@@ -350,7 +351,6 @@ static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tr
 }
 
 static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
-    (void)pid;
     struct fl_damon_trace trace;
     if (!kernel->damon_vaddr) {
         snprintf(detail, bytes, "needs a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS, and root");
@@ -365,7 +365,7 @@ static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail
                  strerror(-error));
         return false;
     }
-    if (fl_damon_taken(detail, bytes))
+    if (fl_damon_taken(detail, bytes) || fl_direct_io_forbids(pid, detail, bytes))
         return false;
     snprintf(detail, bytes,
              "exact to a page as far as 2 %% of a CPU reach, by larger regions beyond; KVM's mappings "

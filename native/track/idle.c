@@ -11,8 +11,8 @@
  * What it cannot see:
  *  - Who clears ACCESS bits clears them for all. MGLRU's aging (under memory pressure) and DAMON do, and tell page_idle
  *    nothing: what was touched before looks idle afterwards.
- *  - DMA and direct I/O into guest memory go by pinned frames and set no ACCESS bit; what was done to the file by
- *    read() and write() does not count where MGLRU is on.
+ *  - DMA and direct I/O into guest memory go by pinned frames and set no ACCESS bit: so not for a VMM that may do that
+ *    (direct_io.h). What was done to the file by read() and write() does not count where MGLRU is on.
  *  - hugetlb pages are on no LRU list and never idle. A transparent huge page has one mark for all its pages; when
  *    only a part of it is mapped, without its head, it is never marked either.
  *  - Frames that somebody works on at that moment (reclaim, compaction, I/O): off their LRU list they look accessed,
@@ -37,6 +37,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "swap/uffd.h"
+#include "track/direct_io.h"
 #include "track/lru.h"
 #include "track/page_idle.h"
 #include "track/track.h"
@@ -64,7 +65,6 @@ static bool switched_on(const char *path) {
 }
 
 static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
-    (void)pid;
     if (!kernel->idle_page_tracking) {
         snprintf(detail, bytes,
                  "needs root and " FL_PAGE_IDLE_PATH
@@ -76,6 +76,8 @@ static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail
                  "page_idle goes by frame numbers, and /proc/PID/pagemap hides them: needs CAP_SYS_ADMIN");
         return false;
     }
+    if (fl_direct_io_forbids(pid, detail, bytes))
+        return false;
     bool lru_gen = switched_on("/sys/kernel/mm/lru_gen/enabled");
     bool damon = switched_on("/sys/module/damon_stat/parameters/enabled");
     snprintf(detail, bytes,

@@ -109,6 +109,7 @@ const struct fl_tracker_ops fl_tracker_rwp = {
     .kind = FL_TRACKER_RWP,
     .freeze = FL_FREEZE_RWP,
     .outlives_pager = true,
+    .sees_io = true,
     .probe = probe,
     .create = create,
     .destroy = destroy,

@@ -22,6 +22,8 @@ struct fl_tracker_ops {
     enum fl_tracker_kind kind;
     enum fl_freeze freeze; /* how ranges must be registered; FL_FREEZE_NONE: either way will do */
     bool outlives_pager;   /* what one pager armed, the next one can harvest */
+    /* It sees pages that the kernel pins for direct I/O. One that does not is given up as soon as the VMM may do that. */
+    bool sees_io;
     /*
      * Whether it can be used here, for process `pid` or (0) for any; `detail` gets a sentence: what it gives, or what
      * is missing. Changes nothing.

@@ -167,6 +167,7 @@ const struct fl_tracker_ops fl_tracker_zap = {
     .kind = FL_TRACKER_ZAP,
     .freeze = FL_FREEZE_WP,
     .outlives_pager = true,
+    .sees_io = true,
     .probe = probe,
     .create = create,
     .destroy = destroy,

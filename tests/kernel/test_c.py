@@ -15,6 +15,7 @@ LIMIT_SECONDS = 240.0
 # What this kernel is booted for: these must run here, whatever else may have to be skipped.
 MUST_RUN = frozenset(
     {
+        "test_evict_held",
         "test_evict_race",
         "test_kvm_guest",
         "test_pager_kill",

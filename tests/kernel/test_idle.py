@@ -20,6 +20,7 @@ NAMES = (
     "test_tracker_exact",
     "test_tracker_choice",
     "test_rwp_pitfalls",
+    "test_evict_held",
 )
 
 
