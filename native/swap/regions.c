@@ -9,7 +9,10 @@
 
 #include "attach/inspect.h"
 #include "base/log.h"
+#include "swap/mapped.h"
 #include "swap/uffd.h"
+
+#define ADOPT_TRIES 10u /* while the VMM changes its mappings under our eyes */
 
 int fl_region_open(struct fl_vm *vm, uint32_t index) {
     struct fl_vault_region *region = fl_region(vm, index);
@@ -47,6 +50,21 @@ void fl_regions_freeze(struct fl_vm *vm, enum fl_freeze freeze) {
     FL_SET(vm, freeze, freeze);
 }
 
+static int refuse_register(struct fl_vm *vm, uint32_t index, int error, struct fl_refused *why) {
+    struct fl_vault_region *region = fl_region(vm, index);
+    if (error == -EBUSY)
+        return fl_refuse(
+            why, FL_REFUSAL_FOREIGN_UFFD,
+            "another userfaultfd owns guest memory of process %d at %#llx; a post-copy migration or another "
+            "memory manager is at work: wait for it or stop it",
+            vm->pid, (unsigned long long)atomic_load(&region->vmm_addr));
+    return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_KERNEL,
+                     "UFFDIO_REGISTER MISSING and %s on process %d, %#llx + %llu bytes: %s",
+                     vm->freeze == FL_FREEZE_RWP ? "MINOR|RWP" : "WP", vm->pid,
+                     (unsigned long long)atomic_load(&region->vmm_addr), (unsigned long long)region->length,
+                     strerror(-error));
+}
+
 static int register_region(struct fl_vm *vm, uint32_t index, struct fl_refused *why) {
     struct fl_vault_region *region = fl_region(vm, index);
     int error = fl_uffd_register(vm, atomic_load(&region->vmm_addr), region->length);
@@ -58,19 +76,7 @@ static int register_region(struct fl_vm *vm, uint32_t index, struct fl_refused *
         fl_regions_freeze(vm, FL_FREEZE_WP);
         error = fl_uffd_register(vm, atomic_load(&region->vmm_addr), region->length);
     }
-    if (error == -EBUSY)
-        return fl_refuse(
-            why, FL_REFUSAL_FOREIGN_UFFD,
-            "another userfaultfd owns guest memory of process %d at %#llx; a post-copy migration or another "
-            "memory manager is at work: wait for it or stop it",
-            vm->pid, (unsigned long long)atomic_load(&region->vmm_addr));
-    if (error)
-        return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_KERNEL,
-                         "UFFDIO_REGISTER MISSING and %s on process %d, %#llx + %llu bytes: %s",
-                         vm->freeze == FL_FREEZE_RWP ? "MINOR|RWP" : "WP", vm->pid,
-                         (unsigned long long)atomic_load(&region->vmm_addr), (unsigned long long)region->length,
-                         strerror(-error));
-    return 0;
+    return error ? refuse_register(vm, index, error, why) : 0;
 }
 
 static bool same_memory(const struct fl_vault_region *known, const struct fl_region *found) {
@@ -143,21 +149,92 @@ static int register_all(struct fl_vm *vm, struct fl_refused *why) {
     return error;
 }
 
-int fl_regions_adopt(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why) {
+/*
+ * Not where it was. A pager that died may have left the event unread, or have read it and not said so. Moved: then it is
+ * served there. Unmapped: then the mover writes what is away of it into its file.
+ */
+static int find_again(struct fl_vm *vm, uint32_t index) {
+    struct fl_vault_region *region = fl_region(vm, index);
+    uint64_t address;
+    int error = fl_mapped_elsewhere(vm, index, &address);
+    if (!error) {
+        atomic_store(&region->vmm_addr, address);
+        fl_log(FL_LOG_INFO, "region_moved", "\"region\":%u,\"to\":\"%llx\"", index, (unsigned long long)address);
+    } else if (error == -ENOENT) {
+        atomic_store(&region->gone, 1);
+        fl_log(FL_LOG_INFO, "region_unmapped", "\"region\":%u,\"bytes\":%llu", index,
+               (unsigned long long)region->length);
+    }
+    return error == -ENOENT ? 0 : error;
+}
+
+/*
+ * Register what is mapped of a region, and nothing else: the VMM may have put other memory into its place while no pager
+ * lived. -EAGAIN: look again.
+ */
+static int adopt_mapped(struct fl_vm *vm, uint32_t index) {
+    struct fl_vault_region *region = fl_region(vm, index);
+    struct fl_pieces pieces;
+    int error = fl_mapped_pieces(vm, index, &pieces);
+    if (error)
+        return error;
+    if (!pieces.bytes) {
+        error = find_again(vm, index);
+        return error || atomic_load(&region->gone) ? error : -EAGAIN;
+    }
+    if (pieces.bytes != region->length) {
+        uint32_t none = FL_REFUSAL_NONE;
+        atomic_compare_exchange_strong(&vm->vault.header->unsafe, &none, FL_REFUSAL_OTHER_MAPPER);
+        fl_log(FL_LOG_WARNING, "region_partly_mapped", "\"region\":%u,\"bytes\":%llu,\"mapped\":%llu", index,
+               (unsigned long long)region->length, (unsigned long long)pieces.bytes);
+    }
+    /* Pieces beyond the limit are still registered by the predecessor, as all of them should be. */
+    for (uint32_t i = 0; i < pieces.count && !error; i++)
+        error = fl_uffd_register(vm, pieces.piece[i].start, pieces.piece[i].end - pieces.piece[i].start);
+    return error;
+}
+
+/* EINVAL and ENOENT are also what is said of a range that has just been unmapped: then look again. */
+static int adopt_region(struct fl_vm *vm, uint32_t index, struct fl_refused *why) {
+    int error = -EAGAIN;
+    for (unsigned try = 0; try < ADOPT_TRIES && (error == -EAGAIN || error == -EINVAL || error == -ENOENT); try++)
+        error = adopt_mapped(vm, index);
+    return error ? refuse_register(vm, index, error, why) : 0;
+}
+
+static int adopt_all(struct fl_vm *vm, struct fl_refused *why) {
+    int error = 0;
+    for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++)
+        error = atomic_load(&fl_region(vm, i)->gone) ? 0 : adopt_region(vm, i, why);
+    return error;
+}
+
+/* What is away of a gone region may be written back, if somebody still has its file. */
+static int open_all(struct fl_vm *vm, struct fl_refused *why) {
     for (uint32_t i = 0; i < fl_region_count(vm); i++) {
         int error = fl_region_open(vm, i);
-        if (error && !atomic_load(&fl_region(vm, i)->gone)) /* what is away of a gone one may be written back */
+        if (error == -ENOENT && !atomic_load(&fl_region(vm, i)->gone)) { /* neither open nor mapped any more */
+            atomic_store(&fl_region(vm, i)->gone, 1);
+            continue;
+        }
+        if (error && !atomic_load(&fl_region(vm, i)->gone))
             return fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
                              "cannot open the memfd of region %u of process %d again: %s", i, vm->pid,
                              strerror(-error));
     }
+    return 0;
+}
+
+int fl_regions_adopt(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why) {
+    if (open_all(vm, why))
+        return -EPERM;
     fl_regions_freeze(vm, freeze);
-    int error = register_all(vm, why);
+    int error = adopt_all(vm, why);
     enum fl_freeze other = freeze == FL_FREEZE_RWP ? FL_FREEZE_WP : FL_FREEZE_RWP;
     if (error && why->refusal != FL_REFUSAL_GONE && fl_uffd_allows(vm, other)) {
         /* The kernel knows better than the vault, and does not change from one kind to the other by itself. */
         fl_regions_freeze(vm, other);
-        error = register_all(vm, why);
+        error = adopt_all(vm, why);
         if (!error)
             fl_log(FL_LOG_WARNING, "freeze_corrected", "\"vault\":%u,\"freeze\":\"%s\"", freeze, fl_freeze_name(other));
     }

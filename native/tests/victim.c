@@ -198,24 +198,41 @@ static void fork_and_check(struct victim_shared *s) {
         atomic_fetch_add(&s->errors, 1);
 }
 
-static void plug(bool in) {
-    static void *plugged;
-    static int fd = -1;
-    if (in) {
-        fd = memfd_create("memory-backend-memfd", MFD_CLOEXEC);
-        if (fd < 0 || ftruncate(fd, PLUG_BYTES))
-            _exit(96);
-        plugged = mmap(NULL, PLUG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (plugged == MAP_FAILED)
-            _exit(96);
-        memset(plugged, 0x5a, PLUG_BYTES);
-        return;
-    }
+static struct {
+    int fd;
+    uint8_t *memory;
+} plugged;
+
+static void map_plugged(void) {
+    plugged.memory = mmap(NULL, PLUG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, plugged.fd, 0);
+    if (plugged.memory == MAP_FAILED)
+        _exit(96);
+}
+
+static void plug_in(void) {
+    plugged.fd = memfd_create("memory-backend-memfd", MFD_CLOEXEC);
+    if (plugged.fd < 0 || ftruncate(plugged.fd, PLUG_BYTES))
+        _exit(96);
+    map_plugged();
+    memset(plugged.memory, 0x5a, PLUG_BYTES);
+}
+
+static void check_plugged(void) {
     for (size_t i = 0; i < PLUG_BYTES; i += 511)
-        if (((volatile uint8_t *)plugged)[i] != 0x5a)
+        if (((volatile uint8_t *)plugged.memory)[i] != 0x5a)
             _exit(95);
-    munmap(plugged, PLUG_BYTES);
-    close(fd);
+}
+
+static void plug_out(void) {
+    check_plugged();
+    munmap(plugged.memory, PLUG_BYTES);
+    close(plugged.fd);
+}
+
+static void replug(void) {
+    munmap(plugged.memory, PLUG_BYTES);
+    map_plugged();
+    check_plugged();
 }
 
 static void obey(struct victim_shared *s, int fd) {
@@ -230,8 +247,16 @@ static void obey(struct victim_shared *s, int fd) {
         fork_and_check(s);
         break;
     case VICTIM_PLUG:
+        plug_in();
+        break;
     case VICTIM_UNMAP:
-        plug(atomic_load(&s->order) == VICTIM_PLUG);
+        plug_out();
+        break;
+    case VICTIM_UNPLUG:
+        munmap(plugged.memory + (size_t)s->first * PAGE, (size_t)s->count * PAGE);
+        break;
+    case VICTIM_REPLUG:
+        replug();
         break;
     case VICTIM_VERIFY:
         verify(s);
@@ -241,7 +266,6 @@ static void obey(struct victim_shared *s, int fd) {
         break;
     }
     atomic_store(&s->order, VICTIM_NOTHING);
-    atomic_fetch_add(&s->answered, 1);
 }
 
 /*
@@ -316,18 +340,25 @@ static void check_alive(struct victim *victim) {
     CHECK(ended == 0, "the victim ended, status %#x", status);
 }
 
-void victim_order(struct victim *victim, enum victim_order order, uint32_t first, uint32_t count, unsigned seconds) {
+void victim_ask(struct victim *victim, enum victim_order order, uint32_t first, uint32_t count) {
+    victim->shared->first = first;
+    victim->shared->count = count;
+    atomic_store(&victim->shared->order, order);
+}
+
+void victim_wait(struct victim *victim, unsigned seconds) {
     struct victim_shared *s = victim->shared;
-    uint32_t before = atomic_load(&s->answered);
-    s->first = first;
-    s->count = count;
-    atomic_store(&s->order, order);
-    for (unsigned i = 0; i < seconds * 1000 && atomic_load(&s->answered) == before; i++) {
+    for (unsigned i = 0; i < seconds * 1000 && atomic_load(&s->order); i++) {
         sleep_ms(1);
         if (i % 100 == 0)
             check_alive(victim);
     }
-    CHECK(atomic_load(&s->answered) != before, "order %d was not done in %u s", order, seconds);
+    CHECK(!atomic_load(&s->order), "order %d was not done in %u s", (int)atomic_load(&s->order), seconds);
+}
+
+void victim_order(struct victim *victim, enum victim_order order, uint32_t first, uint32_t count, unsigned seconds) {
+    victim_ask(victim, order, first, count);
+    victim_wait(victim, seconds);
 }
 
 void victim_hold(struct victim *victim, bool hold) {

@@ -30,13 +30,15 @@
 #define VICTIM_PAGES_MAX 65536u
 #define VICTIM_THREADS_MAX 256u
 
-enum victim_order { /* asked of the victim's main thread, answered by `answered` */
+enum victim_order { /* asked of the victim */
                     VICTIM_NOTHING = 0,
                     VICTIM_REMOVE, /* punch and MADV_DONTNEED pages [first, first + count), as QEMU's balloon does */
                     VICTIM_MOVE,   /* mremap all of the memory to another address */
                     VICTIM_FORK,   /* fork a child that touches all pages and checks them, wait for it */
                     VICTIM_UNMAP,  /* unmap a second region of 4 MiB that VICTIM_PLUG mapped */
                     VICTIM_PLUG,
+                    VICTIM_UNPLUG, /* unmap pages [first, first + count) of it, untouched; its file stays open */
+                    VICTIM_REPLUG, /* map all of its file anew, and check every byte */
                     VICTIM_VERIFY, /* check every page */
                     VICTIM_END,
 };
@@ -52,7 +54,7 @@ struct victim_shared {
     _Atomic(uint32_t) hold;  /* threads pause */
     _Atomic(uint32_t) held;  /* how many do */
     _Atomic(uint32_t) churn; /* the main thread frees page 0 over and over: its address space is always changing */
-    _Atomic(uint32_t) order, answered;
+    _Atomic(uint32_t) order; /* VICTIM_NOTHING again when it is done */
     uint32_t first, count;
     _Atomic(uint64_t) touches, writes, errors, sigbus;
     _Atomic(uint64_t) first_error; /* page + 1 */
@@ -70,6 +72,9 @@ struct victim {
 struct victim victim_start(uint32_t pages, uint32_t threads, uint64_t seed);
 /* Give an order and wait for it, at most `seconds`. */
 void victim_order(struct victim *victim, enum victim_order order, uint32_t first, uint32_t count, unsigned seconds);
+/* Give an order that may have to wait for a pager; victim_wait() says when it is done. */
+void victim_ask(struct victim *victim, enum victim_order order, uint32_t first, uint32_t count);
+void victim_wait(struct victim *victim, unsigned seconds);
 /* Threads pause, or go on. */
 void victim_hold(struct victim *victim, bool hold);
 /* Errors so far, after a check of every byte. */

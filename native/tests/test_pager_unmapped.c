@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Memory that is plugged out, wholly or in part, while no pager lives or just before one dies: the next one serves
+ * everything else, and what was away of it is in its file when the VMM maps it again.
+ */
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+
+#include "attach/inspect.h"
+#include "attach/proc.h"
+#include "attach/regions.h"
+#include "base/kernel.h"
+#include "base/vault.h"
+#include "victim.h"
+
+#define PAGES 1024u
+#define PLUG_PAGES 1024u
+#define SECONDS 30u
+
+static const char *const more[] = {"--stall-target-permille", "1000", "--log-level", "error", NULL};
+static char socket_path[64];
+
+static bool nearly_all_away(const struct fl_status *status) {
+    return status->evicted_pages > PAGES * 3 / 4 + PLUG_PAGES * 7 / 8;
+}
+
+static bool unplugged(const struct fl_status *status) {
+    return status->memory_bytes == PAGES * 4096ull;
+}
+
+static bool plugged(const struct fl_status *status) {
+    return status->memory_bytes == (PAGES + PLUG_PAGES) * 4096ull;
+}
+
+static void budget(uint64_t pages) {
+    struct fl_pager *connection = pager_connect(socket_path, SECONDS);
+    struct fl_reply reply = pager_budget(connection, pages * 4096ull, 600);
+    CHECK(reply.error == 0, "budget: %s", reply.detail);
+    fl_pager_close(connection);
+}
+
+static int count_guest_memory(const struct fl_proc_map *map, void *context) {
+    if (strncmp(map->path, FL_GUEST_MEMFD_PREFIX, strlen(FL_GUEST_MEMFD_PREFIX)) == 0)
+        *(uint64_t *)context += map->end - map->start;
+    return 0;
+}
+
+static uint64_t mapped_bytes(const struct victim *victim) {
+    uint64_t bytes = 0;
+    CHECK(fl_proc_maps((int)victim->pid, count_guest_memory, &bytes) == 0, "maps");
+    return bytes;
+}
+
+static struct fl_vault open_vault(const struct victim *victim) {
+    struct fl_vault vault;
+    struct fl_refused why;
+    uint64_t start;
+    int fd;
+    CHECK(fl_proc_start_time((int)victim->pid, &start) == 0, "start time");
+    CHECK(fl_vmm_open_vault((int)victim->pid, O_RDWR, &fd) == 0, "vault");
+    CHECK(fl_vault_map(fd, true, (int)victim->pid, start, &vault, &why) == 0, "%s", why.detail);
+    return vault;
+}
+
+/* As a pager that reads the event, and dies before it has written down what follows from it. */
+static void read_and_forget(const struct victim *victim) {
+    struct fl_vault vault = open_vault(victim);
+    struct uffd_msg message = {0};
+    int uffd;
+    CHECK(fl_attach_borrow((int)victim->pid, &vault.header->attachment, &uffd, NULL) == 0, "userfaultfd");
+    struct pollfd readable = {.fd = uffd, .events = POLLIN};
+    while (message.event != UFFD_EVENT_UNMAP) {
+        CHECK(poll(&readable, 1, SECONDS * 1000) == 1, "no event in %u s", SECONDS);
+        CHECK(read(uffd, &message, sizeof(message)) == (ssize_t)sizeof(message), "read");
+    }
+    close(uffd);
+    fl_vault_close(&vault);
+}
+
+static pid_t start_with_plugged(struct victim *victim, uint64_t seed) {
+    *victim = victim_start(PAGES, 2, seed);
+    victim->shared->hot_pages = 64;
+    pid_t pager = pager_start(victim, socket_path, more);
+    budget(PAGES);
+    victim_order(victim, VICTIM_PLUG, 0, 0, SECONDS);
+    wait_until(victim, plugged, SECONDS, "4 MiB more");
+    budget(PAGES + PLUG_PAGES);
+    wait_until(victim, nearly_all_away, SECONDS, "nearly all away");
+    return pager;
+}
+
+static void end(struct victim *victim, pid_t pager) {
+    struct fl_pager *connection = pager_connect(socket_path, SECONDS);
+    CHECK(victim_verify(victim, SECONDS) == 0, "page %llu", (unsigned long long)victim->shared->first_error - 1);
+    CHECK(pager_tell(connection, (struct fl_command){.kind = FL_COMMAND_DETACH}).error == 0, "detach");
+    fl_pager_close(connection);
+    CHECK(pager_wait(pager, SECONDS) == FL_EXIT_OK, "exit code");
+    CHECK(victim_verify(victim, SECONDS) == 0, "page %llu", (unsigned long long)victim->shared->first_error - 1);
+    victim_end(victim);
+}
+
+static void unmapped_while_no_pager_lives(uint64_t seed, bool event_is_read) {
+    struct victim victim;
+    pid_t pager = start_with_plugged(&victim, seed);
+    pager_kill(pager);
+    victim_ask(&victim, VICTIM_UNPLUG, 0, PLUG_PAGES);
+    for (unsigned i = 0; i < SECONDS * 1000 && mapped_bytes(&victim) != PAGES * 4096ull; i++)
+        sleep_ms(1);
+    if (event_is_read)
+        read_and_forget(&victim);
+    pager = pager_start(&victim, socket_path, more);
+    victim_wait(&victim, SECONDS);
+    wait_until(&victim, unplugged, SECONDS, "4 MiB less");
+    CHECK(victim_verify(&victim, SECONDS) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);
+    victim_order(&victim, VICTIM_REPLUG, 0, 0, SECONDS);
+    end(&victim, pager);
+    printf("unmapped while no pager lives, its event %s: all served, nothing lost\n",
+           event_is_read ? "read and forgotten" : "unread");
+}
+
+int main(int argc, char **argv) {
+    need_paging();
+    uint64_t seed = seed_of(argc, argv);
+    snprintf(socket_path, sizeof(socket_path), "/tmp/fl-unmapped-%d.sock", (int)getpid());
+    unmapped_while_no_pager_lives(seed, false);
+    unmapped_while_no_pager_lives(seed + 1, true);
+    return 0;
+}
