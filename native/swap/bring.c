@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "swap/evict.h"
 #include "swap/load.h"
 #include "swap/uffd.h"
 
@@ -136,6 +137,43 @@ int fl_bring_range(struct fl_bringer *bringer, uint32_t region, uint64_t first, 
     return 0;
 }
 
+/*
+ * One page into the hole that it left in the file. Where there is no hole any more the VMM has mapped the file again and
+ * written there, and its page is the newer one. (Looked at for each page just before it is written: nothing writes into
+ * holes only.)
+ */
+static int write_page(struct fl_vm *vm, uint32_t region, uint64_t page, const void *content) {
+    int fd = vm->memory[region].fd;
+    off_t offset = (off_t)fl_offset_of_page(vm, region, page);
+    off_t data = lseek(fd, offset, SEEK_DATA);
+    if (data == offset)
+        return 0;
+    if (data < 0 && errno != ENXIO) /* ENXIO: nothing up to the end of the file */
+        return -errno;
+    ssize_t written = pwrite(fd, content, FL_PAGE_SIZE, offset);
+    if (written == FL_PAGE_SIZE)
+        return 0;
+    int error = written < 0 ? -errno : -EIO;
+    if (written > 0)
+        (void)fl_punch(vm, region, page, 1); /* half a page must not be taken for a newer one */
+    return error;
+}
+
+/* Pages from `at` on of a run into their file. Entries are settled page by page. */
+static int write_run(struct fl_bringer *bringer, struct run *run, uint32_t at, uint64_t *pages) {
+    struct fl_vm *vm = bringer->vm;
+    for (; at < run->count; at++) {
+        int error = write_page(vm, run->region, run->first + at, bringer->pages + (size_t)at * FL_PAGE_SIZE);
+        if (error) {
+            settle(vm, run, at, run->count, false);
+            return error;
+        }
+        settle(vm, run, at, at + 1, true);
+        ++*pages;
+    }
+    return 0;
+}
+
 int fl_bring_into_file(struct fl_bringer *bringer, uint32_t region, uint64_t *pages) {
     struct fl_vm *vm = bringer->vm;
     struct run run = {.region = region};
@@ -143,20 +181,10 @@ int fl_bring_into_file(struct fl_bringer *bringer, uint32_t region, uint64_t *pa
     while (page < end) {
         run.first = page;
         gather(bringer, &run, end, UINT8_MAX, UINT64_MAX);
-        if (!run.count) {
-            page++;
-            continue;
-        }
-        size_t bytes = (size_t)run.count * FL_PAGE_SIZE;
-        ssize_t written =
-            pwrite(vm->memory[region].fd, bringer->pages, bytes, (off_t)fl_offset_of_page(vm, region, run.first));
-        if (written != (ssize_t)bytes) {
-            settle(vm, &run, 0, run.count, false);
-            return written < 0 ? -errno : -EIO;
-        }
-        settle(vm, &run, 0, run.count, true);
-        *pages += run.count;
-        page += run.count;
+        int error = write_run(bringer, &run, 0, pages);
+        if (error)
+            return error;
+        page += run.count ? run.count : 1;
     }
     return 0;
 }
