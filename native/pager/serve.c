@@ -169,10 +169,11 @@ static int finish_attaching(struct fl_vm *vm, struct fl_refused *why) {
 
 /*
  * The kernel changes from one kind of registration to the other only by way of none at all, and what is away would read
- * as zeros then: only while nothing is. With pages away, nobody waits for the question what would be best here.
+ * as zeros then: only while nothing is. With pages away, nobody waits for the question what would be best here. And only
+ * while all of each region is mapped: other memory may stand in the gap.
  */
 static int refreeze(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
-    if (FL_READ(vm, evicted_pages))
+    if (FL_READ(vm, evicted_pages) || atomic_load(&vm->vault.header->unsafe))
         return 0;
     enum fl_freeze wanted = wanted_freeze(vm, options);
     return wanted == vm->freeze ? 0 : fl_regions_refreeze(vm, wanted, why);

@@ -43,24 +43,42 @@ static bool is_unsafe(uint32_t refusal) {
            refusal == FL_REFUSAL_HUGETLB;
 }
 
+static void become_unsafe(struct fl_vm *vm, uint32_t refusal, const char *detail) {
+    if (atomic_exchange(&vm->vault.header->unsafe, refusal) != refusal)
+        fl_log_text(FL_LOG_WARNING, "unsafe", "%s: %s; everything is brought back", fl_refusal_name(refusal), detail);
+}
+
+/* All of what is served is mapped where it should be. A part that is not is in nobody's inspection. */
+static bool all_mapped(struct fl_vm *vm, const struct fl_inspection *found) {
+    uint64_t served = 0;
+    for (uint32_t i = 0; i < fl_region_count(vm); i++)
+        served += atomic_load(&fl_region(vm, i)->gone) ? 0 : fl_region(vm, i)->length;
+    return found->memory_bytes >= served;
+}
+
+static void take_in(struct fl_vm *vm, const struct fl_inspection *found) {
+    struct fl_refused why;
+    if (fl_regions_update(vm, found, &why)) {
+        if (is_unsafe(why.refusal))
+            become_unsafe(vm, why.refusal, why.detail);
+        else
+            fl_log_text(FL_LOG_ERROR, "region_not_served", "%s", why.detail);
+        return;
+    }
+    if (atomic_load(&vm->vault.header->unsafe) && FL_READ(vm, evicted_pages) == 0 && all_mapped(vm, found)) {
+        atomic_store(&vm->vault.header->unsafe, FL_REFUSAL_NONE);
+        fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
+    }
+}
+
 static void inspect(struct fl_watch *watch, struct fl_vm *vm, uint64_t now_ns) {
     struct fl_inspection found;
-    struct fl_refused why;
-    uint32_t before = atomic_load(&vm->vault.header->unsafe);
     if (fl_inspect_target(vm->pid, (int)getpid(), 0, &found))
         return;
-    if (found.refusal == FL_REFUSAL_NONE) {
-        if (fl_regions_update(vm, &found, &why))
-            fl_log_text(FL_LOG_ERROR, "region_not_served", "%s", why.detail);
-        if (before && FL_READ(vm, evicted_pages) == 0) {
-            atomic_store(&vm->vault.header->unsafe, FL_REFUSAL_NONE);
-            fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
-        }
-    } else if (is_unsafe(found.refusal) && found.refusal != before) {
-        atomic_store(&vm->vault.header->unsafe, found.refusal);
-        fl_log_text(FL_LOG_WARNING, "unsafe", "%s: %s; everything is brought back", fl_refusal_name(found.refusal),
-                    found.detail);
-    }
+    if (found.refusal == FL_REFUSAL_NONE)
+        take_in(vm, &found);
+    else if (is_unsafe(found.refusal))
+        become_unsafe(vm, found.refusal, found.detail);
     bool unsafe = atomic_load(&vm->vault.header->unsafe) != FL_REFUSAL_NONE;
     watch->next_inspection_ns = now_ns + (unsafe ? INSPECT_UNSAFE_NS : INSPECT_EVERY_NS);
 }

@@ -81,62 +81,6 @@ static void gather(struct fl_bringer *bringer, struct run *run, uint64_t end, ui
     }
 }
 
-/* Fill the holes of a run. Entries are settled page by page as far as the kernel got. */
-static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
-    struct fl_vm *vm = bringer->vm;
-    uint64_t address = fl_address_of_page(vm, run->region, run->first);
-    uint32_t at = 0, tries = 0;
-    while (at < run->count) {
-        uint64_t done, length = (uint64_t)(run->count - at) * FL_PAGE_SIZE;
-        int error = fl_uffd_copy(vm, address + (uint64_t)at * FL_PAGE_SIZE, bringer->pages + (size_t)at * FL_PAGE_SIZE,
-                                 length, &done);
-        uint32_t filled = (uint32_t)(done / FL_PAGE_SIZE);
-        settle(vm, run, at, at + filled, true);
-        *pages += filled;
-        at += filled;
-        if (!error || filled) {
-            tries = 0;
-            continue;
-        }
-        if (error == -EEXIST) {
-            (void)fl_uffd_wake(vm, address + (uint64_t)at * FL_PAGE_SIZE, FL_PAGE_SIZE);
-            settle(vm, run, at, at + 1, true);
-            at++;
-            continue;
-        }
-        if ((error == -EAGAIN || error == -ENOMEM) && ++tries < COPY_TRIES) {
-            fl_sleep_ns(20 * FL_NS_PER_US * tries);
-            continue;
-        }
-        settle(vm, run, at, run->count, false);
-        if (error == -ESRCH)
-            atomic_store(&vm->gone, 1);
-        return error;
-    }
-    return 0;
-}
-
-int fl_bring_range(struct fl_bringer *bringer, uint32_t region, uint64_t first, uint64_t count, uint8_t max_age,
-                   bool fresh, uint64_t *allowance, uint64_t *pages) {
-    struct run run = {.region = region, .fresh = fresh};
-    uint64_t end = first + count, page = first;
-    while (page < end && *allowance) {
-        run.first = page;
-        gather(bringer, &run, end, max_age, *allowance);
-        if (!run.count) {
-            page++;
-            continue;
-        }
-        uint64_t before = *pages;
-        int error = fill(bringer, &run, pages);
-        *allowance -= *pages - before;
-        if (error)
-            return error;
-        page += run.count;
-    }
-    return 0;
-}
-
 /*
  * One page into the hole that it left in the file. Where there is no hole any more the VMM has mapped the file again and
  * written there, and its page is the newer one. (Looked at for each page just before it is written: nothing writes into
@@ -170,6 +114,64 @@ static int write_run(struct fl_bringer *bringer, struct run *run, uint32_t at, u
         }
         settle(vm, run, at, at + 1, true);
         ++*pages;
+    }
+    return 0;
+}
+
+/* Fill the holes of a run. Entries are settled page by page as far as the kernel got. */
+static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
+    struct fl_vm *vm = bringer->vm;
+    uint64_t address = fl_address_of_page(vm, run->region, run->first);
+    uint32_t at = 0, tries = 0;
+    while (at < run->count) {
+        uint64_t done, length = (uint64_t)(run->count - at) * FL_PAGE_SIZE;
+        int error = fl_uffd_copy(vm, address + (uint64_t)at * FL_PAGE_SIZE, bringer->pages + (size_t)at * FL_PAGE_SIZE,
+                                 length, &done);
+        uint32_t filled = (uint32_t)(done / FL_PAGE_SIZE);
+        settle(vm, run, at, at + filled, true);
+        *pages += filled;
+        at += filled;
+        if (!error || filled) {
+            tries = 0;
+            continue;
+        }
+        if (error == -EEXIST) {
+            (void)fl_uffd_wake(vm, address + (uint64_t)at * FL_PAGE_SIZE, FL_PAGE_SIZE);
+            settle(vm, run, at, at + 1, true);
+            at++;
+            continue;
+        }
+        if ((error == -EAGAIN || error == -ENOMEM) && ++tries < COPY_TRIES) {
+            fl_sleep_ns(20 * FL_NS_PER_US * tries);
+            continue;
+        }
+        if (error == -ENOENT) /* a part of the region is not mapped there any more, and its file still is its content */
+            return write_run(bringer, run, at, pages);
+        settle(vm, run, at, run->count, false);
+        if (error == -ESRCH)
+            atomic_store(&vm->gone, 1);
+        return error;
+    }
+    return 0;
+}
+
+int fl_bring_range(struct fl_bringer *bringer, uint32_t region, uint64_t first, uint64_t count, uint8_t max_age,
+                   bool fresh, uint64_t *allowance, uint64_t *pages) {
+    struct run run = {.region = region, .fresh = fresh};
+    uint64_t end = first + count, page = first;
+    while (page < end && *allowance) {
+        run.first = page;
+        gather(bringer, &run, end, max_age, *allowance);
+        if (!run.count) {
+            page++;
+            continue;
+        }
+        uint64_t before = *pages;
+        int error = fill(bringer, &run, pages);
+        *allowance -= *pages - before;
+        if (error)
+            return error;
+        page += run.count;
     }
     return 0;
 }

@@ -12,7 +12,8 @@ void fl_bringer_destroy(struct fl_bringer *bringer);
 /*
  * Bring back what is away of pages [first, first + count) of `region`, adjacent pages by one call, but only those at
  * most `max_age` scans old and no more than *allowance pages (which is counted down). Adds to *pages. Their ages go on,
- * for nobody has touched them; `fresh` makes them young, so that they stay for a while.
+ * for nobody has touched them; `fresh` makes them young, so that they stay for a while. What the VMM has unmapped of the
+ * region goes into its file.
  * 0; -EAGAIN when the address space keeps changing; -ESRCH when the VMM ended. A damaged page is poisoned and
  * the rest goes on.
  */

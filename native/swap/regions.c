@@ -80,16 +80,21 @@ static int register_region(struct fl_vm *vm, uint32_t index, struct fl_refused *
 }
 
 static bool same_memory(const struct fl_vault_region *known, const struct fl_region *found) {
-    return known->inode == found->inode && known->file_offset == found->file_offset && known->length == found->length;
+    return known->inode == found->inode && known->file_offset == found->file_offset && known->length == found->length &&
+           atomic_load(&known->vmm_addr) == found->vmm_addr;
 }
 
-static bool is_known(struct fl_vm *vm, const struct fl_region *found) {
-    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
-        struct fl_vault_region *known = fl_region(vm, i);
-        if (same_memory(known, found) && !atomic_load(&known->gone))
-            return true;
-    }
-    return false;
+static bool shares_memory(const struct fl_vault_region *known, const struct fl_region *found) {
+    return known->inode == found->inode && known->file_offset < found->file_offset + found->length &&
+           found->file_offset < known->file_offset + known->length;
+}
+
+/* The region that has any of this memory; -1: none. */
+static int find_sharer(struct fl_vm *vm, const struct fl_region *found) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++)
+        if (!atomic_load(&fl_region(vm, i)->gone) && shares_memory(fl_region(vm, i), found))
+            return (int)i;
+    return -1;
 }
 
 static int add(struct fl_vm *vm, const struct fl_region *found, struct fl_refused *why) {
@@ -133,13 +138,26 @@ static int add(struct fl_vm *vm, const struct fl_region *found, struct fl_refuse
     return 0;
 }
 
+static int update(struct fl_vm *vm, const struct fl_region *found, struct fl_refused *why) {
+    int sharer = find_sharer(vm, found);
+    if (sharer < 0)
+        return add(vm, found, why);
+    const struct fl_vault_region *known = fl_region(vm, (uint32_t)sharer);
+    if (!same_memory(known, found))
+        return fl_refuse(why, FL_REFUSAL_OTHER_MAPPER,
+                         "process %d has %llu bytes of guest memory mapped at %#llx where region %d of %llu bytes is "
+                         "served; map it as it was, or detach and attach anew",
+                         vm->pid, (unsigned long long)found->length, (unsigned long long)found->vmm_addr, sharer,
+                         (unsigned long long)known->length);
+    /* What was unmapped and mapped again in its place is not registered. Where nothing happened, nothing changes. */
+    return atomic_load(&vm->vault.header->unsafe) ? register_region(vm, (uint32_t)sharer, why) : 0;
+}
+
 int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struct fl_refused *why) {
-    for (uint32_t i = 0; i < found->region_count; i++) {
-        int error = is_known(vm, &found->regions[i]) ? 0 : add(vm, &found->regions[i], why);
-        if (error)
-            return error;
-    }
-    return 0;
+    int error = 0;
+    for (uint32_t i = 0; i < found->region_count && !error; i++)
+        error = update(vm, &found->regions[i], why);
+    return error;
 }
 
 static int register_all(struct fl_vm *vm, struct fl_refused *why) {

@@ -15,7 +15,9 @@ void fl_regions_freeze(struct fl_vm *vm, enum fl_freeze freeze);
 
 /*
  * Take in the regions that `found` has and the vault has not (memory that was plugged in), and register them.
- * 0, or -EPERM with the reason; regions taken in before stay.
+ * 0, or -EPERM with the reason; regions taken in before stay. FL_REFUSAL_OTHER_MAPPER: what is mapped now is not what is
+ * served (cut, grown, or in another place). Two regions must never share a part of a file: evicted by way of one, a page
+ * would read as zeros by way of the other.
  */
 int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struct fl_refused *why);
 

@@ -119,11 +119,52 @@ static void unmapped_while_no_pager_lives(uint64_t seed, bool event_is_read) {
            event_is_read ? "read and forgotten" : "unread");
 }
 
+static bool all_back(const struct fl_status *status) {
+    return status->evicted_pages == 0 && status->why == FL_WHY_UNSAFE;
+}
+
+static uint32_t regions_of(const struct victim *victim) {
+    struct fl_vault vault = open_vault(victim);
+    uint32_t count = atomic_load(&vault.header->region_count);
+    fl_vault_close(&vault);
+    return count;
+}
+
+static bool evicting_again(const struct fl_status *status) {
+    return status->evicted_pages > PAGES / 2;
+}
+
+/* The rest is not served as a region of its own, everything comes back, and nothing goes until it is mapped as it was. */
+static void unmapped_in_part(uint64_t seed, bool while_no_pager_lives) {
+    struct victim victim;
+    pid_t pager = start_with_plugged(&victim, seed);
+    if (while_no_pager_lives)
+        pager_kill(pager);
+    victim_ask(&victim, VICTIM_UNPLUG, 0, PLUG_PAGES / 2 + 8); /* the cut is within a batch */
+    if (while_no_pager_lives) {
+        for (unsigned i = 0; i < SECONDS * 1000 && mapped_bytes(&victim) == (PAGES + PLUG_PAGES) * 4096ull; i++)
+            sleep_ms(1);
+        pager = pager_start(&victim, socket_path, more);
+    }
+    victim_wait(&victim, SECONDS);
+    wait_until(&victim, all_back, SECONDS, "all back");
+    uint64_t evictions = status_of(&victim).evictions;
+    sleep_ms(7000); /* longer than from one inspection to the next */
+    CHECK(regions_of(&victim) == 2, "%u regions", regions_of(&victim));
+    CHECK(status_of(&victim).evictions == evictions, "evictions went on");
+    victim_order(&victim, VICTIM_REPLUG, 0, 0, SECONDS);
+    wait_until(&victim, evicting_again, SECONDS, "evicting again when all is mapped as it was");
+    end(&victim, pager);
+    printf("unmapped in part while %s pager lives: all back, nothing lost\n", while_no_pager_lives ? "no" : "a");
+}
+
 int main(int argc, char **argv) {
     need_paging();
     uint64_t seed = seed_of(argc, argv);
     snprintf(socket_path, sizeof(socket_path), "/tmp/fl-unmapped-%d.sock", (int)getpid());
     unmapped_while_no_pager_lives(seed, false);
     unmapped_while_no_pager_lives(seed + 1, true);
+    unmapped_in_part(seed + 2, false);
+    unmapped_in_part(seed + 3, true);
     return 0;
 }

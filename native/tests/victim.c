@@ -203,8 +203,9 @@ static struct {
     uint8_t *memory;
 } plugged;
 
+/* Where it was before, if it was. */
 static void map_plugged(void) {
-    plugged.memory = mmap(NULL, PLUG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, plugged.fd, 0);
+    plugged.memory = mmap(plugged.memory, PLUG_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, plugged.fd, 0);
     if (plugged.memory == MAP_FAILED)
         _exit(96);
 }
