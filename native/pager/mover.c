@@ -253,25 +253,30 @@ static uint64_t step(struct fl_mover *mover) {
     return pause < to_scan ? pause : to_scan;
 }
 
-/* Pages turned out to be lost while they were brought back for detaching: without us they could read as zeros. */
-static void stay_for_lost_pages(struct fl_mover *mover) {
-    if (atomic_load(&mover->detach) && atomic_load(&mover->vm->vault.header->corrupt) &&
-        atomic_exchange(&mover->detach, false))
-        fl_log_text(
-            FL_LOG_ERROR, "detach_given_up",
-            "pages of process %d are lost; after detaching the guest could read zeros there: end the VM instead",
-            mover->vm->pid);
+/*
+ * Nothing is away, for detaching. A lost page is marked before it is counted out, so the mark is looked at after the count:
+ * pages may turn out to be lost while the last of them are brought back, and without us they could read as zeros.
+ */
+static bool is_drained(struct fl_mover *mover) {
+    struct fl_vm *vm = mover->vm;
+    bool empty = __atomic_load_n(&vm->vault.stats->status.evicted_pages, __ATOMIC_ACQUIRE) == 0;
+    if (!atomic_load(&vm->vault.header->corrupt))
+        return empty;
+    atomic_store(&mover->detach, false);
+    fl_log_text(FL_LOG_ERROR, "detach_given_up",
+                "pages of process %d are lost; after detaching the guest could read zeros there: end the VM instead",
+                vm->pid);
+    return false;
 }
 
 static enum fl_mover_end should_end(struct fl_mover *mover) {
     enum fl_mover_end end = FL_MOVER_RUNS;
-    stay_for_lost_pages(mover);
     pthread_mutex_lock(&mover->lock);
     if (atomic_load(&mover->vm->gone))
         end = FL_MOVER_VM_GONE;
     else if (mover->release)
         end = FL_MOVER_RELEASED;
-    else if (mover->detach && FL_READ(mover->vm, evicted_pages) == 0)
+    else if (atomic_load(&mover->detach) && is_drained(mover))
         end = FL_MOVER_DRAINED;
     pthread_mutex_unlock(&mover->lock);
     return end;

@@ -170,10 +170,11 @@ static int finish_attaching(struct fl_vm *vm, struct fl_refused *why) {
 /*
  * The kernel changes from one kind of registration to the other only by way of none at all, and what is away would read
  * as zeros then: only while nothing is. With pages away, nobody waits for the question what would be best here. And only
- * while all of each region is mapped: other memory may stand in the gap.
+ * while all of each region is mapped: other memory may stand in the gap. A page that is lost counts as away for ever.
  */
 static int refreeze(struct fl_vm *vm, const struct fl_options *options, struct fl_refused *why) {
-    if (FL_READ(vm, evicted_pages) || atomic_load(&vm->vault.header->unsafe))
+    const struct fl_vault_header *header = vm->vault.header;
+    if (FL_READ(vm, evicted_pages) || atomic_load(&header->unsafe) || atomic_load(&header->corrupt))
         return 0;
     enum fl_freeze wanted = wanted_freeze(vm, options);
     return wanted == vm->freeze ? 0 : fl_regions_refreeze(vm, wanted, why);
@@ -269,6 +270,11 @@ void fl_serve_began(struct fl_vm *vm, uint64_t started_ns) {
 }
 
 int fl_serve_detach(struct fl_vm *vm, struct fl_refused *why) {
+    if (atomic_load(&vm->vault.header->corrupt))
+        return fl_refuse(why, FL_REFUSAL_INTERNAL,
+                         "pages of process %d are lost; after detaching the guest could read zeros there: end the VM "
+                         "instead",
+                         vm->pid);
     struct fl_attachment attachment = vm->vault.header->attachment;
     atomic_store(&vm->vault.header->phase, FL_VAULT_DETACHING);
     fl_regions_unregister(vm);

@@ -10,6 +10,7 @@
 
 #include "attach/inspect.h"
 #include "base/vault.h"
+#include "pager/serve.h"
 #include "swap/entry.h"
 #include "victim.h"
 
@@ -106,10 +107,30 @@ static void run(uint64_t random, bool with_successor) {
     kill(victim.pid, SIGKILL);
 }
 
+/* A page may turn out to be lost at the last moment, when nothing is away any more and the pager is about to leave. */
+static void no_detach_with_a_lost_page(uint64_t seed) {
+    struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
+    struct fl_refused why = {0};
+    static struct fl_vm vm;
+    struct victim victim = victim_start(16, 0, seed);
+    options.vmm_pid = (int)victim.pid;
+    CHECK(fl_tracker_list_parse("auto", &options.trackers), "trackers");
+    CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
+    atomic_store(&vm.vault.header->corrupt, 1);
+    CHECK(fl_serve_detach(&vm, &why) == -EPERM, "detached with a lost page");
+    CHECK(atomic_load(&vm.vault.header->phase) == FL_VAULT_REGISTERED, "phase %u",
+          atomic_load(&vm.vault.header->phase));
+    atomic_store(&vm.vault.header->corrupt, 0);
+    CHECK(fl_serve_detach(&vm, &why) == 0, "detach: %s", why.detail);
+    kill(victim.pid, SIGKILL);
+    fl_serve_close(&vm);
+}
+
 int main(int argc, char **argv) {
     need_paging();
     uint64_t random = seed_of(argc, argv);
     run(random, false);
     run(random + 1, true);
+    no_detach_with_a_lost_page(random + 2);
     return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Which tracker a pager takes, how memory is registered for it, and what happens when that has to change: between
- * pagers, with pages away, with a descriptor that cannot do it, with a vault that says otherwise.
+ * pagers, with pages away, with a page lost, with a descriptor that cannot do it, with a vault that says otherwise.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 
 #include "attach/inspect.h"
 #include "base/vault.h"
+#include "swap/entry.h"
 #include "victim.h"
 
 #define PAGES 1024u
@@ -60,7 +61,7 @@ static void uses(const struct victim *victim, uint32_t tracker, uint32_t freeze,
     printf("%s: tracker %s, freeze %s\n", when, fl_tracker_name(status.tracker), fl_freeze_name(status.freeze));
 }
 
-static void edit_vault(const struct victim *victim, void (*edit)(struct fl_vault_header *)) {
+static void with_vault(const struct victim *victim, void (*edit)(struct fl_vault *)) {
     struct fl_vault vault;
     struct fl_refused why;
     uint64_t ticks;
@@ -68,20 +69,20 @@ static void edit_vault(const struct victim *victim, void (*edit)(struct fl_vault
     CHECK(fl_proc_start_time((int)victim->pid, &ticks) == 0, "start time");
     CHECK(fl_vmm_open_vault((int)victim->pid, O_RDWR, &fd) == 0, "vault");
     CHECK(fl_vault_map(fd, true, (int)victim->pid, ticks, &vault, &why) == 0, "%s", why.detail);
-    edit(vault.header);
+    edit(&vault);
     fl_vault_close(&vault);
 }
 
-static void forget_rwp(struct fl_vault_header *header) {
-    atomic_fetch_and(&header->uffd_features, ~RWP_FEATURES);
+static void forget_rwp(struct fl_vault *vault) {
+    atomic_fetch_and(&vault->header->uffd_features, ~RWP_FEATURES);
 }
 
-static void flip_freeze(struct fl_vault_header *header) {
-    atomic_fetch_xor(&header->freeze, 3);
+static void flip_freeze(struct fl_vault *vault) {
+    atomic_fetch_xor(&vault->header->freeze, 3);
 }
 
-static void spoil_freeze(struct fl_vault_header *header) {
-    atomic_store(&header->freeze, 0x40000001);
+static void spoil_freeze(struct fl_vault *vault) {
+    atomic_store(&vault->header->freeze, 0x40000001);
 }
 
 static void evict_most(const struct victim *victim, struct session *session) {
@@ -107,12 +108,12 @@ static void from_one_to_the_other(uint64_t seed) {
     uses(&victim, best, best_freeze, "zap asked for, pages away");
     release(&session);
 
-    edit_vault(&victim, flip_freeze);
+    with_vault(&victim, flip_freeze);
     session = start(&victim, "auto");
     uses(&victim, best, best_freeze, "freeze flipped in the vault");
     release(&session);
 
-    edit_vault(&victim, spoil_freeze);
+    with_vault(&victim, spoil_freeze);
     session = start(&victim, "auto");
     uses(&victim, best, best_freeze, "nonsense for freeze in the vault");
     CHECK(victim_verify(&victim, 60) == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
@@ -128,9 +129,48 @@ static void descriptor_without_rwp(uint64_t seed) {
     struct session session = start(&victim, "zap");
     uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "zap asked for");
     release(&session);
-    edit_vault(&victim, forget_rwp);
+    with_vault(&victim, forget_rwp);
     session = start(&victim, "auto");
     uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "a descriptor without RWP");
+    release(&session);
+    kill(victim.pid, SIGKILL);
+}
+
+/* The first page that is away, by an entry that cannot be believed: it is lost. */
+static void lose_page(struct fl_vault *vault) {
+    for (uint32_t page = PAGES / 2; page < PAGES; page++) {
+        uint64_t entry = atomic_load(&vault->table[page]);
+        if (fl_entry_state(entry) == FL_PAGE_EVICTED) {
+            atomic_store(&vault->table[page], entry ^ 1);
+            return;
+        }
+    }
+    CHECK(false, "no page is away");
+}
+
+static bool nothing_away(const struct fl_status *status) {
+    return status->evicted_pages == 0;
+}
+
+/* Changing how memory is registered forgets which pages are poisoned: not while any page is lost. */
+static void lost_page(uint64_t seed) {
+    struct victim victim = victim_start(PAGES, 1, seed);
+    victim.shared->hot_pages = 64;
+    struct session session = start(&victim, "zap");
+    evict_most(&victim, &session);
+    pager_kill(session.pager);
+    fl_pager_close(session.connection);
+    with_vault(&victim, lose_page);
+    session = start(&victim, "zap");
+    CHECK(pager_tell(session.connection, (struct fl_command){.kind = FL_COMMAND_DRAIN}).error == 0, "drain");
+    wait_until(&victim, nothing_away, 30, "drained");
+    release(&session);
+
+    session = start(&victim, "auto");
+    uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "a page is lost, nothing away");
+    CHECK(victim_verify(&victim, 60) == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
+    CHECK(atomic_load(&victim.shared->sigbus) == 1, "%llu errors given for one lost page",
+          (unsigned long long)atomic_load(&victim.shared->sigbus));
     release(&session);
     kill(victim.pid, SIGKILL);
 }
@@ -152,6 +192,7 @@ int main(int argc, char **argv) {
     snprintf(socket_path, sizeof(socket_path), "/tmp/fl-choice-%d.sock", (int)getpid());
     from_one_to_the_other(seed);
     descriptor_without_rwp(seed + 1);
+    lost_page(seed + 2);
     bad_lists();
     return 0;
 }
