@@ -152,10 +152,7 @@ static bool settle_resident(struct worker *worker, const struct fault *fault, ui
 
 /* A poison marker goes with its page table entry (a zap, a takeover before it was set): put it there again. */
 static bool repoison(struct fl_vm *vm, uint32_t region, uint64_t page) {
-    uint64_t address = fl_address_of_page(vm, region, page);
-    int error = fl_uffd_poison(vm, address);
-    if (error == -EEXIST)
-        error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
+    int error = fl_poison_hole(vm, region, page);
     /* Without UFFDIO_POISON the vCPU waits for ever: a VM that hangs is better than one that reads a wrong byte. */
     return error != -EAGAIN && error != -ENOMEM;
 }

@@ -62,11 +62,25 @@ static void settle(struct fl_vm *vm, uint64_t page, fl_entry entry, enum fl_page
     atomic_store_explicit(fl_slot(vm, page), after, memory_order_release);
 }
 
+int fl_poison_hole(struct fl_vm *vm, uint32_t region, uint64_t page) {
+    uint64_t address = fl_address_of_page(vm, region, page);
+    int error = fl_uffd_poison(vm, address);
+    if (error != -EEXIST)
+        return error;
+    /* Poisoned already, or only protected: lifting does nothing to a poison. */
+    error = fl_uffd_protect(vm, address, FL_PAGE_SIZE, false);
+    if (!error)
+        error = fl_uffd_poison(vm, address);
+    if (error == -EEXIST)
+        error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
+    return error;
+}
+
 void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
     uint64_t now = fl_now();
     atomic_store(&vm->vault.header->corrupt, 1);
     settle(vm, page, entry, FL_PAGE_POISONED);
-    int error = fl_uffd_poison(vm, fl_address_of_page(vm, region, page));
+    int error = fl_poison_hole(vm, region, page);
     FL_COUNT(vm, checksum_errors, 1);
     FL_COUNT(vm, poisoned_pages, error != -ENOSYS); /* refused for now: the next fault repeats it */
     fl_count_away(vm, fl_entry_tier(entry) > FL_TIER_RAM ? FL_TIER_RAM : fl_entry_tier(entry), -1);

@@ -25,6 +25,12 @@ int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, vo
 /* Never pass on a damaged copy: poison the hole, name the VM, stop evicting from it. */
 void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry);
 
+/*
+ * Make touches of a hole fail from now on, and wake who waits. A write protection that was left on the hole is lifted for it: the
+ * kernel takes its mark for a page. 0, -ENOSYS, or what the caller must try again (-EAGAIN, -ENOMEM).
+ */
+int fl_poison_hole(struct fl_vm *vm, uint32_t region, uint64_t page);
+
 /* Forget a stored copy whose entry was just taken out of the table. */
 void fl_discard(struct fl_vm *vm, fl_entry entry);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Flipped bits in the vault, in stored pages and in the page table, with the pager alive and with a successor: the
+ * Flipped bits in the vault, in stored pages and in the page table, with the pager alive and with a successor, to
+ * whom its predecessor has left pages protected: the
  * process gets an error (SIGBUS), never a wrong byte, and nothing more is evicted from it.
  */
 #include <errno.h>
@@ -9,9 +10,11 @@
 #include <string.h>
 
 #include "attach/inspect.h"
+#include "base/kernel.h"
 #include "base/vault.h"
 #include "pager/serve.h"
 #include "swap/entry.h"
+#include "swap/uffd.h"
 #include "victim.h"
 
 #define PAGES 2048u
@@ -62,6 +65,22 @@ static unsigned flip_entries(struct fl_vault *vault, unsigned count, uint64_t *r
     return flipped;
 }
 
+/* As a pager does that dies before it has lifted the protection of what it evicted: the marks stay on the holes. */
+static void protect_all(const struct victim *victim, struct fl_vault *vault) {
+    struct fl_vm vm = {.pid = (int)victim->pid, .vault = *vault};
+    vm.freeze = (enum fl_freeze)atomic_load(&vault->header->freeze);
+    CHECK(fl_attach_borrow(vm.pid, &vault->header->attachment, &vm.uffd, NULL) == 0, "userfaultfd");
+    int error = -EAGAIN; /* while an event is unread, and nobody reads them here */
+    for (unsigned i = 0; i < 1000 && error == -EAGAIN; i++) {
+        struct uffd_msg message;
+        if (read(vm.uffd, &message, sizeof(message)) < 0)
+            sleep_ms(1);
+        error = fl_uffd_protect(&vm, fl_address_of_page(&vm, 0, 0), fl_region_pages(&vm, 0) * FL_PAGE_SIZE, true);
+    }
+    CHECK(error == 0, "protect: %s", strerror(-error));
+    close(vm.uffd);
+}
+
 static void run(uint64_t random, bool with_successor) {
     char socket_path[64];
     snprintf(socket_path, sizeof(socket_path), "/tmp/fl-corrupt-%d.sock", (int)getpid());
@@ -76,6 +95,8 @@ static void run(uint64_t random, bool with_successor) {
         pager_kill(pager);
     struct fl_vault vault = open_vault(&victim);
     unsigned stored = flip_stored(&vault, 20, &random), entries = flip_entries(&vault, 20, &random);
+    if (with_successor)
+        protect_all(&victim, &vault);
     fl_vault_close(&vault);
     CHECK(stored == 20 && entries == 20, "%u stored pages and %u entries flipped", stored, entries);
     if (with_successor) {
