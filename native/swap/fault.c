@@ -24,6 +24,7 @@
 #define MANY_PENDING 64u
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
+#define LOGGED_MAX 16u /* failures that are named in the log */
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
 
@@ -85,6 +86,28 @@ static void account(struct worker *worker, uint64_t page, enum fl_tier tier, uin
         fl_record(vm, FL_RECORD_FAULT, tier, read_ns, 1, stored_bytes, page);
 }
 
+static void log_failure(const char *name, uint64_t page, const char *what, int error) {
+    static _Atomic(uint32_t) logged;
+    if (atomic_fetch_add(&logged, 1) < LOGGED_MAX)
+        fl_log(FL_LOG_ERROR, name, "\"page\":%llu,\"what\":\"%s\",\"errno\":%d,\"detail\":\"%s\"",
+               (unsigned long long)page, what, -error, strerror(-error));
+}
+
+/*
+ * What was tried cannot be done, now or here. The waiter is never just left: it looks again by itself, at the page as it is
+ * then. ENOENT: the range is unmapped or moved, and what follows from that may not be in the regions yet.
+ */
+static void fault_anew(struct fl_vm *vm, uint64_t address, uint64_t page, const char *what, int error) {
+    if (error == -ESRCH) {
+        atomic_store(&vm->gone, 1);
+        return;
+    }
+    if (error != -ENOENT)
+        log_failure("fault_failed", page, what, error);
+    FL_COUNT(vm, stale_messages, 1);
+    (void)fl_uffd_wake(vm, address & ~(uint64_t)(FL_PAGE_SIZE - 1), FL_PAGE_SIZE);
+}
+
 static bool load(struct worker *worker, const struct fault *fault, uint32_t region, uint64_t page, fl_entry entry) {
     struct fl_vm *vm = worker->server->vm;
     fl_entry mine = fl_entry_with_state(entry, FL_PAGE_LOADING);
@@ -98,12 +121,9 @@ static bool load(struct worker *worker, const struct fault *fault, uint32_t regi
      * at the same fault sees to. */
     if (error == -EAGAIN || error == -ENOMEM || error == -EBADMSG)
         return false;
-    if (error == -ESRCH)
-        atomic_store(&vm->gone, 1);
-    else if (error && error != -ENOENT)
-        fl_log_text(FL_LOG_ERROR, "load_failed", "UFFDIO_COPY of page %llu: %s; its vCPU waits",
-                    (unsigned long long)page, strerror(-error));
-    if (!error)
+    if (error)
+        fault_anew(vm, fault->address, page, "UFFDIO_COPY", error);
+    else
         account(worker, page, fl_entry_tier(mine), age, stored_bytes, fault->read_ns, woken_ns);
     return true;
 }
@@ -133,11 +153,17 @@ static int resolve(struct fl_vm *vm, uint64_t address, enum fault_kind kind) {
  */
 static bool settle_resident(struct worker *worker, const struct fault *fault, uint32_t region, uint64_t page,
                             fl_entry entry) {
+    static const char *const names[] = {"UFFDIO_ZEROPAGE", "UFFDIO_CONTINUE", "lifting a protection"};
     struct fl_vm *vm = worker->server->vm;
     if (!fl_swap_entry(vm, page, &entry, fl_entry_make(FL_PAGE_BUSY, FL_TIER_ZERO, 0)))
         return false;
     uint64_t address = fl_address_of_page(vm, region, page);
     int error = resolve(vm, address, fault->kind);
+    /* The host's memory has failed under the page (HWPOISON): the VMM gets the error that it would have had without us. */
+    if (error == -EIO) {
+        log_failure("memory_failed", page, names[fault->kind], error);
+        error = fl_poison_hole(vm, region, page);
+    }
     /* Mapped, filled or punched since: the waiter looks again, and says so if it is still in want of something. */
     if (error == -EEXIST || error == -EFAULT) {
         error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
@@ -145,9 +171,11 @@ static bool settle_resident(struct worker *worker, const struct fault *fault, ui
     }
     __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
     atomic_store_explicit(fl_slot(vm, page), 0, memory_order_release);
-    if (error == -ESRCH)
-        atomic_store(&vm->gone, 1);
-    return error != -EAGAIN && error != -ENOMEM;
+    if (error == -EAGAIN || error == -ENOMEM)
+        return false;
+    if (error)
+        fault_anew(vm, fault->address, page, names[fault->kind], error);
+    return true;
 }
 
 /* A poison marker goes with its page table entry (a zap, a takeover before it was set): put it there again. */
