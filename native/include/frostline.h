@@ -231,7 +231,7 @@ struct fl_status {
     uint64_t checksum_errors;
     uint64_t poisoned_pages;
     uint64_t stale_messages; /* messages that needed nothing */
-    uint64_t stall_ns;       /* sum of the time faulting threads waited for loads */
+    uint64_t stall_ns;       /* sum of the time threads waited for loads, or for a page held still or not mapped */
     uint64_t compacted_pages;
     uint64_t recovered_pages;                   /* in-flight pages put right by takeovers */
     uint64_t fault_latency[FL_LATENCY_BUCKETS]; /* count by time from message to wake */

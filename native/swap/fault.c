@@ -108,6 +108,15 @@ static void fault_anew(struct fl_vm *vm, uint64_t address, uint64_t page, const 
     (void)fl_uffd_wake(vm, address & ~(uint64_t)(FL_PAGE_SIZE - 1), FL_PAGE_SIZE);
 }
 
+/*
+ * A page in memory whose touch had to wait for us, because it was being evicted or is not mapped: for the policy it is a page of
+ * this age that was touched, and for the brake time lost. (A later scan sees the same touch at age 0, as after a load.)
+ */
+static void account_resident(struct fl_vm *vm, uint8_t age, uint64_t read_ns) {
+    FL_COUNT(vm, stall_ns, fl_now() - read_ns);
+    FL_COUNT(vm, promotions[fl_age_bin(age)], 1);
+}
+
 static bool load(struct worker *worker, const struct fault *fault, uint32_t region, uint64_t page, fl_entry entry) {
     struct fl_vm *vm = worker->server->vm;
     fl_entry mine = fl_entry_with_state(entry, FL_PAGE_LOADING);
@@ -169,10 +178,16 @@ static bool settle_resident(struct worker *worker, const struct fault *fault, ui
         error = fl_uffd_wake(vm, address, FL_PAGE_SIZE);
         FL_COUNT(vm, stale_messages, 1);
     }
-    __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
+    bool answered = error != -EAGAIN && error != -ENOMEM;
+    uint8_t age = __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED);
+    if (answered)
+        __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
     atomic_store_explicit(fl_slot(vm, page), 0, memory_order_release);
-    if (error == -EAGAIN || error == -ENOMEM)
+    if (!answered)
         return false;
+    /* A first touch of memory that was never there is neither. */
+    if (!error && fault->kind != FAULT_MISSING)
+        account_resident(vm, age, fault->read_ns);
     if (error)
         fault_anew(vm, fault->address, page, names[fault->kind], error);
     return true;

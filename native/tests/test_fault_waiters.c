@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Whoever waits for a page gets an answer, also when it can only be an error: a page whose address is unmapped while its fault
- * is in the pager's hands, and a page under which the host's memory has failed. The toucher goes by way of write(2), as KVM
- * and vhost go by way of the kernel, and so is told instead of being killed.
+ * is in the pager's hands, and a page under which the host's memory has failed. The toucher goes by way of read(2), as KVM
+ * and vhost go by way of the kernel, and so is told instead of being killed. And the wait for a page that is held still
+ * counts as any other.
  */
 #include <errno.h>
 #include <poll.h>
@@ -18,6 +19,8 @@
 #include "pager/serve.h"
 #include "swap/evict.h"
 #include "swap/fault.h"
+#include "swap/uffd.h"
+#include "track/age.h"
 #include "victim.h"
 
 #define PAGES 16u
@@ -52,8 +55,10 @@ static void *touch_when_asked(void *argument) {
         _exit(90);
     while (atomic_load(&shared->touch) != ASKED)
         sleep_ms(1);
-    ssize_t written = write(ends[1], shared->memory + (size_t)LOST * FL_PAGE_SIZE, 1);
-    atomic_store(&shared->touch, written == 1 ? 0 : errno);
+    if (write(ends[1], "", 1) != 1)
+        _exit(93);
+    ssize_t got = read(ends[0], shared->memory + (size_t)LOST * FL_PAGE_SIZE, 1);
+    atomic_store(&shared->touch, got == 1 ? 0 : errno);
     return NULL;
 }
 
@@ -173,9 +178,13 @@ static bool fail_memory(struct fl_vm *vm) {
     return WIFSIGNALED(status) || WEXITSTATUS(status) == 0;
 }
 
-static void memory_failed(void) {
+static bool rwp_here(void) {
     struct fl_kernel_features kernel;
-    if (fl_probe_kernel(&kernel) || !kernel.rwp) {
+    return fl_probe_kernel(&kernel) == 0 && kernel.rwp;
+}
+
+static void memory_failed(void) {
+    if (!rwp_here()) {
         printf("memory that has failed: not seen here, this kernel has no RWP\n");
         return;
     }
@@ -194,10 +203,36 @@ static void memory_failed(void) {
     printf("memory that has failed: answered\n");
 }
 
+static void held_still(const char *tracker) {
+    struct session *session = begin(tracker);
+    struct fl_vm *vm = &session->vm;
+    uint64_t page = fl_region(vm, 0)->first_page + LOST, address = fl_address_of_page(vm, 0, page);
+    const uint8_t age = 30;
+    vm->vault.ages[page] = age;
+    uint64_t stall_ns = FL_READ(vm, stall_ns), promotions = FL_READ(vm, promotions[fl_age_bin(age)]);
+    atomic_store(fl_slot(vm, page), fl_entry_make(FL_PAGE_FREEZING, FL_TIER_ZERO, 0));
+    CHECK(fl_uffd_sync(vm, true) == 0, "sync mode");
+    CHECK(fl_uffd_protect(vm, address, FL_PAGE_SIZE, true) == 0, "protect");
+    ask(&session->shared->touch);
+    CHECK(answer_of(&session->shared->touch, "the touch of a page held still") == 0, "errno %d",
+          atomic_load(&session->shared->touch));
+    CHECK(fl_uffd_sync(vm, false) == 0, "async mode");
+    for (unsigned i = 0; i < SECONDS * 100 && FL_READ(vm, promotions[fl_age_bin(age)]) == promotions; i++)
+        sleep_ms(1);
+    CHECK(FL_READ(vm, promotions[fl_age_bin(age)]) == promotions + 1, "not counted at its age");
+    CHECK(FL_READ(vm, stall_ns) > stall_ns, "its wait is not counted");
+    CHECK(vm->vault.ages[page] == 0, "its age is %u", vm->vault.ages[page]);
+    end(session);
+    printf("%s: the touch of a page held still counts at its age, and so does the wait\n", tracker);
+}
+
 int main(void) {
     need_paging();
     fl_log_setup(FL_LOG_ERROR, 0);
     unmapped_in_our_hands();
     memory_failed();
+    held_still("zap");
+    if (rwp_here())
+        held_still("rwp");
     return 0;
 }
