@@ -20,6 +20,8 @@
 #define RETRY_NS (5 * FL_NS_PER_MS)        /* after the VMM's address space was changing */
 #define UNLIMITED_RATE (UINT64_C(2) << 30) /* bytes a second that the brake scales when no rate is set */
 #define COMPACT_OBJECTS 256u
+#define PREFETCH_STEP_NS (2 * FL_NS_PER_MS)
+#define PREFETCH_TRIES 200u /* of one window, while the VMM's address space keeps changing */
 
 struct prefetch {
     uint64_t first, count;
@@ -48,6 +50,8 @@ struct fl_mover {
     double tokens;      /* bytes */
     uint64_t tier_full_until_ns;
     enum fl_why why;
+    struct prefetch prefetching; /* what is left of the range in hand */
+    uint32_t prefetch_tries;
 };
 
 /* ---- scan ------------------------------------------------------------------------------------------------- */
@@ -169,31 +173,67 @@ static uint64_t bring(struct fl_mover *mover, uint64_t pages, bool drain) {
     return more < 0 || !brought ? RETRY_NS : 0;
 }
 
-static bool take_prefetch(struct fl_mover *mover, struct prefetch *out) {
+/* A range in hand; false: nobody asked for any. */
+static bool take_prefetch(struct fl_mover *mover) {
+    if (mover->prefetching.count)
+        return true;
     pthread_mutex_lock(&mover->lock);
     bool any = mover->prefetch_count > 0;
     if (any) {
-        *out = mover->prefetch[0];
+        mover->prefetching = mover->prefetch[0];
         mover->prefetch_count--;
         memmove(mover->prefetch, mover->prefetch + 1, mover->prefetch_count * sizeof(mover->prefetch[0]));
     }
     pthread_mutex_unlock(&mover->lock);
+    mover->prefetch_tries = 0;
     return any;
 }
 
-static void prefetch(struct fl_mover *mover, struct prefetch range) {
+/* The first window of what is left; what lies in no region goes at once. */
+static int prefetch_window(struct fl_mover *mover, uint64_t *pages) {
     struct fl_vm *vm = mover->vm;
-    uint64_t start = fl_now(), pages = 0, allowance = UINT64_MAX;
-    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
-        struct fl_vault_region *region = fl_region(vm, i);
-        uint64_t first = region->first_page, end = first + fl_region_pages(vm, i);
-        uint64_t from = range.first > first ? range.first : first;
-        uint64_t to = range.first + range.count < end ? range.first + range.count : end;
-        if (from < to && !atomic_load(&region->gone))
-            (void)fl_bring_range(mover->chooser.bringer, i, from, to - from, UINT8_MAX, true, &allowance, &pages);
+    struct prefetch *left = &mover->prefetching;
+    uint64_t allowance = UINT64_MAX, count = left->count < FL_WINDOW_PAGES ? left->count : FL_WINDOW_PAGES;
+    uint32_t region;
+    int error = 0;
+    if (!fl_region_of_page(vm, left->first, &region)) {
+        left->count = 0; /* regions follow each other without a gap: this is beyond the last */
+        return 0;
     }
+    uint64_t end = fl_region(vm, region)->first_page + fl_region_pages(vm, region);
+    if (count > end - left->first)
+        count = end - left->first;
+    if (!atomic_load(&fl_region(vm, region)->gone))
+        error = fl_bring_range(mover->chooser.bringer, region, left->first, count, UINT8_MAX, true, &allowance, pages);
+    if (error)
+        return error;
+    left->first += count;
+    left->count -= count;
+    mover->prefetch_tries = 0;
+    return 0;
+}
+
+/* Returns how long to sleep: 0, or until the VMM's address space may have settled. What cannot be brought is said. */
+static uint64_t prefetch(struct fl_mover *mover) {
+    struct fl_vm *vm = mover->vm;
+    uint64_t start = fl_now(), first = mover->prefetching.first, pages = 0;
+    int error = 0;
+    while (mover->prefetching.count && !error && !atomic_load(&vm->gone) && fl_now() - start < PREFETCH_STEP_NS)
+        error = prefetch_window(mover, &pages);
     FL_COUNT(vm, prefetched_pages, pages);
-    fl_record(vm, FL_RECORD_PREFETCH, FL_TIER_RAM, start, pages, pages * FL_PAGE_SIZE, range.first);
+    if (pages)
+        fl_record(vm, FL_RECORD_PREFETCH, FL_TIER_RAM, start, pages, pages * FL_PAGE_SIZE, first);
+    if (!error)
+        return 0;
+    if ((error == -EAGAIN || error == -ENOMEM) && ++mover->prefetch_tries < PREFETCH_TRIES)
+        return RETRY_NS;
+    if (error != -ESRCH)
+        fl_log_text(FL_LOG_WARNING, "prefetch_given_up",
+                    "%llu pages from page %llu on of process %d stay away until they are touched: %s",
+                    (unsigned long long)mover->prefetching.count, (unsigned long long)mover->prefetching.first, vm->pid,
+                    strerror(-error));
+    mover->prefetching.count = 0;
+    return 0;
 }
 
 /* ---- loop ------------------------------------------------------------------------------------------------- */
@@ -226,7 +266,6 @@ static void keep_pool(struct fl_mover *mover) {
 /* One round of the loop. Returns how long to sleep. */
 static uint64_t step(struct fl_mover *mover) {
     struct fl_vm *vm = mover->vm;
-    struct prefetch range;
     uint64_t now = fl_now(), pause = IDLE_NS, too_many;
     pthread_mutex_lock(&mover->lock);
     bool scan_now = mover->scan_now;
@@ -234,13 +273,13 @@ static uint64_t step(struct fl_mover *mover) {
     pthread_mutex_unlock(&mover->lock);
 
     fl_watch_step(&mover->watch, vm, mover->chooser.bringer, now);
-    if (take_prefetch(mover, &range)) {
-        prefetch(mover, range);
-        pause = 0;
+    bool scan_due = !mover->detach && (scan_now || now >= mover->next_scan_ns);
+    if (!scan_due && take_prefetch(mover)) { /* a long range does not make scans wait */
+        pause = prefetch(mover);
     } else if ((too_many = excess(mover, now)) != 0) {
         mover->why = FL_WHY_DRAIN;
         pause = bring(mover, too_many, state_of(mover, now) != FL_STATE_ACTIVE);
-    } else if (!mover->detach && (scan_now || now >= mover->next_scan_ns)) {
+    } else if (scan_due) {
         scan(mover);
         pause = 0;
     } else if (!mover->detach) {
