@@ -63,8 +63,9 @@ static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry ent
         return 1;
     }
     int in_flight = fl_entry_state(entry) != FL_PAGE_EVICTED;
-    if (fl_entry_state(entry) == FL_PAGE_PUNCHING && fl_punch(vm, region, page, 1)) {
-        make_resident(vm, page); /* write-protected since it was copied: the file's page is as good */
+    /* Write-protected since it was copied: where it cannot be punched, the file's page is as good. If it is still there. */
+    if (fl_entry_state(entry) == FL_PAGE_PUNCHING && fl_punch(vm, region, page, 1) && file_has(vm, region, page)) {
+        make_resident(vm, page);
         return 1;
     }
     atomic_store(fl_slot(vm, page), fl_entry_with_state(entry, FL_PAGE_EVICTED));
