@@ -283,7 +283,8 @@ enum fl_command_kind {
     FL_COMMAND_PREFETCH = 4, /* pages [first_page, first_page + page_count) back ahead of a touch */
     FL_COMMAND_DRAIN = 5,    /* everything back; stays attached, budget 0 */
     FL_COMMAND_DETACH = 6,   /* drain, unregister, close what was injected, end */
-    FL_COMMAND_RELEASE = 7   /* end at once in good order, everything stays as it is for the next pager */
+    FL_COMMAND_RELEASE = 7   /* end at once in good order, everything stays as it is for the next pager; -EBUSY while a
+                                forked child waits for pages */
 };
 struct fl_command {
     uint32_t abi;  /* FL_ABI; anything else is answered with -EPROTO */

@@ -104,6 +104,19 @@ static int detach(struct fl_vm *vm, struct fl_mover *mover, struct fl_reply *rep
     return 0;
 }
 
+/* A successor can take what the VMM holds. What a child of it waits with is ours alone. */
+static int release(struct fl_vm *vm, struct fl_mover *mover, struct fl_reply *reply) {
+    if (fl_forks_wait(vm)) {
+        snprintf(reply->detail, sizeof(reply->detail),
+                 "process %d has forked, and its child waits with %llu pages away that are being brought back; without "
+                 "this pager it would read zeros: release again when they are back",
+                 vm->pid, (unsigned long long)FL_READ(vm, evicted_pages));
+        return -EBUSY;
+    }
+    fl_mover_release(mover);
+    return 0;
+}
+
 static int obey(struct fl_vm *vm, struct fl_mover *mover, const struct fl_command *command, struct fl_reply *reply) {
     struct fl_vault_budget *budget = &vm->vault.header->budget;
     int error = 0;
@@ -128,8 +141,7 @@ static int obey(struct fl_vm *vm, struct fl_mover *mover, const struct fl_comman
     case FL_COMMAND_DETACH:
         return detach(vm, mover, reply);
     case FL_COMMAND_RELEASE:
-        fl_mover_release(mover);
-        return 0;
+        return release(vm, mover, reply);
     }
     snprintf(reply->detail, sizeof(reply->detail), "no command has the number %u", command->kind);
     return -EINVAL;

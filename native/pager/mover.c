@@ -20,6 +20,7 @@
 #define RETRY_NS (5 * FL_NS_PER_MS)        /* after the VMM's address space was changing */
 #define UNLIMITED_RATE (UINT64_C(2) << 30) /* bytes a second that the brake scales when no rate is set */
 #define COMPACT_OBJECTS 256u
+#define RELEASE_HOLD_NS (30 * FL_NS_PER_SECOND) /* while children of forks wait for what is away */
 #define PREFETCH_STEP_NS (2 * FL_NS_PER_MS)
 #define PREFETCH_TRIES 200u /* of one window, while the VMM's address space keeps changing */
 
@@ -52,6 +53,7 @@ struct fl_mover {
     enum fl_why why;
     struct prefetch prefetching; /* what is left of the range in hand */
     uint32_t prefetch_tries;
+    uint64_t release_held_ns; /* since when; 0: it is not */
 };
 
 /* ---- scan ------------------------------------------------------------------------------------------------- */
@@ -308,12 +310,33 @@ static bool is_drained(struct fl_mover *mover) {
     return false;
 }
 
+/*
+ * Told to release. While children of forks wait everything is brought back, and then they are let go; it is held for that long
+ * and no longer: who asked will kill us if he must, and the child is then on its own.
+ */
+static bool may_release(struct fl_mover *mover) {
+    uint64_t now = fl_now();
+    if (!fl_forks_wait(mover->vm))
+        return true;
+    if (!mover->release_held_ns)
+        mover->release_held_ns = now;
+    if (now - mover->release_held_ns > RELEASE_HOLD_NS) {
+        fl_log_text(FL_LOG_ERROR, "release_given_up",
+                    "a child of process %d waits with %llu pages away and would read zeros without this pager; free "
+                    "memory on the host and release again",
+                    mover->vm->pid, (unsigned long long)FL_READ(mover->vm, evicted_pages));
+        mover->release = false;
+        mover->release_held_ns = 0;
+    }
+    return false;
+}
+
 static enum fl_mover_end should_end(struct fl_mover *mover) {
     enum fl_mover_end end = FL_MOVER_RUNS;
     pthread_mutex_lock(&mover->lock);
     if (atomic_load(&mover->vm->gone))
         end = FL_MOVER_VM_GONE;
-    else if (mover->release)
+    else if (mover->release && may_release(mover))
         end = FL_MOVER_RELEASED;
     else if (atomic_load(&mover->detach) && is_drained(mover))
         end = FL_MOVER_DRAINED;

@@ -44,6 +44,13 @@ int fl_pages_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t 
     return 0;
 }
 
+bool fl_forks_wait(struct fl_vm *vm) {
+    for (uint32_t i = 0; i < FL_FORKS_MAX; i++)
+        if (atomic_load(&vm->forks[i]) >= 0)
+            return true;
+    return false;
+}
+
 void fl_count_away(struct fl_vm *vm, enum fl_tier tier, int64_t pages) {
     FL_COUNT(vm, evicted_pages, pages);
     if (tier == FL_TIER_ZERO)

@@ -100,6 +100,9 @@ static inline bool fl_swap_entry(struct fl_vm *vm, uint64_t page, fl_entry *expe
 #define FL_READ(vm, field) __atomic_load_n(&(vm)->vault.stats->status.field, __ATOMIC_RELAXED)
 #define FL_SET(vm, field, value) __atomic_store_n(&(vm)->vault.stats->status.field, (value), __ATOMIC_RELAXED)
 
+/* Whether children of forks still wait for a drain. Their userfaultfds die with us, and their holes would read as zeros then. */
+bool fl_forks_wait(struct fl_vm *vm);
+
 /* Pages of a tier entered or left the away state. */
 void fl_count_away(struct fl_vm *vm, enum fl_tier tier, int64_t pages);
 /* Append a record for traces. */
