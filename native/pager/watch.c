@@ -15,8 +15,11 @@
 #define REGIONS_EVERY_NS (2 * FL_NS_PER_SECOND)
 #define INSPECT_EVERY_NS (60 * FL_NS_PER_SECOND)
 #define INSPECT_UNSAFE_NS (5 * FL_NS_PER_SECOND)
+#define WRITE_BACK_FIRST_NS (100 * FL_NS_PER_MS)
+#define WRITE_BACK_LAST_NS (10 * FL_NS_PER_SECOND)
 
 void fl_watch_init(struct fl_watch *watch, uint64_t now_ns) {
+    *watch = (struct fl_watch){0};
     watch->next_regions_ns = now_ns + REGIONS_EVERY_NS;
     watch->next_inspection_ns = now_ns; /* a successor has not looked yet */
 }
@@ -90,28 +93,59 @@ static void count_memory(struct fl_vm *vm) {
     FL_SET(vm, memory_bytes, bytes);
 }
 
+/* Once a cause, not once a try. */
+static void log_write_back(struct fl_watch *watch, struct fl_vm *vm, uint32_t region, uint64_t pages, int error) {
+    if (!error)
+        fl_log(FL_LOG_INFO, "region_closed", "\"region\":%u,\"pages_back\":%llu", region, (unsigned long long)pages);
+    else if (error != watch->write_back_error)
+        fl_log_text(
+            FL_LOG_ERROR, "write_back_failed",
+            "writing what is away of region %u, which process %d has unmapped, into its file: %s; it stays in the "
+            "pool and is tried again: free memory on the host",
+            region, vm->pid, strerror(-error));
+    if (error)
+        watch->write_back_error = error;
+}
+
 /*
  * Memory that was plugged out: nothing may depend on us when the VMM maps the file again somewhere. Again after a
- * takeover, because the predecessor may have died in the middle; what was written back before costs nothing.
+ * takeover, because the predecessor may have died in the middle; what was written back before costs nothing. Returns
+ * the last error.
  */
-static void write_back_unmapped(struct fl_vm *vm, struct fl_bringer *bringer) {
+static int write_back_unmapped(struct fl_watch *watch, struct fl_vm *vm, struct fl_bringer *bringer) {
+    int failed = 0;
     for (uint32_t i = 0; i < fl_region_count(vm); i++) {
         struct fl_vault_region *region = fl_region(vm, i);
         uint64_t pages = 0;
         if (!atomic_load(&region->gone) || vm->memory[i].fd < 0)
             continue;
         int error = fl_bring_into_file(bringer, i, &pages);
-        fl_log(error ? FL_LOG_ERROR : FL_LOG_INFO, "region_closed", "\"region\":%u,\"pages_back\":%llu,\"errno\":%d", i,
-               (unsigned long long)pages, -error);
+        log_write_back(watch, vm, i, pages, error);
         FL_COUNT(vm, drained_pages, pages);
         if (error) {
-            atomic_store(&vm->remap_pending, 1); /* tried again at the next step */
+            failed = error;
             continue;
         }
         close(vm->memory[i].fd);
         vm->memory[i].fd = -1;
     }
     count_memory(vm);
+    return failed;
+}
+
+/* What fails is tried again ever more seldom. */
+static void close_unmapped(struct fl_watch *watch, struct fl_vm *vm, struct fl_bringer *bringer, uint64_t now_ns) {
+    if (write_back_unmapped(watch, vm, bringer)) {
+        uint64_t pause = watch->write_back_pause_ns * 2;
+        pause = pause < WRITE_BACK_FIRST_NS ? WRITE_BACK_FIRST_NS : pause;
+        watch->write_back_pause_ns = pause > WRITE_BACK_LAST_NS ? WRITE_BACK_LAST_NS : pause;
+        watch->next_write_back_ns = now_ns + watch->write_back_pause_ns;
+        atomic_store(&vm->remap_pending, 1);
+        return;
+    }
+    watch->write_back_pause_ns = 0;
+    watch->next_write_back_ns = 0;
+    watch->write_back_error = 0;
 }
 
 /* Children of forks wait in faults of their own: when nothing is away any more they can be let go. */
@@ -132,8 +166,8 @@ static void let_children_go(struct fl_vm *vm) {
 }
 
 void fl_watch_step(struct fl_watch *watch, struct fl_vm *vm, struct fl_bringer *bringer, uint64_t now_ns) {
-    if (atomic_exchange(&vm->remap_pending, 0)) {
-        write_back_unmapped(vm, bringer);
+    if (now_ns >= watch->next_write_back_ns && atomic_exchange(&vm->remap_pending, 0)) {
+        close_unmapped(watch, vm, bringer, now_ns);
         watch->next_inspection_ns = now_ns < watch->next_inspection_ns ? watch->next_inspection_ns : now_ns;
     }
     if (atomic_load(&vm->vault.header->unsafe))

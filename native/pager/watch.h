@@ -12,6 +12,9 @@
 struct fl_watch {
     uint64_t next_regions_ns;
     uint64_t next_inspection_ns;
+    uint64_t next_write_back_ns; /* of what could not be written back: not before then */
+    uint64_t write_back_pause_ns;
+    int write_back_error; /* that was logged last */
 };
 
 void fl_watch_init(struct fl_watch *watch, uint64_t now_ns);
