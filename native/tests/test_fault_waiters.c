@@ -208,7 +208,7 @@ static void held_still(const char *tracker) {
     struct fl_vm *vm = &session->vm;
     uint64_t page = fl_region(vm, 0)->first_page + LOST, address = fl_address_of_page(vm, 0, page);
     const uint8_t age = 30;
-    vm->vault.ages[page] = age;
+    __atomic_store_n(&vm->vault.ages[page], age, __ATOMIC_RELAXED);
     uint64_t stall_ns = FL_READ(vm, stall_ns), promotions = FL_READ(vm, promotions[fl_age_bin(age)]);
     atomic_store(fl_slot(vm, page), fl_entry_make(FL_PAGE_FREEZING, FL_TIER_ZERO, 0));
     CHECK(fl_uffd_sync(vm, true) == 0, "sync mode");
@@ -221,7 +221,8 @@ static void held_still(const char *tracker) {
         sleep_ms(1);
     CHECK(FL_READ(vm, promotions[fl_age_bin(age)]) == promotions + 1, "not counted at its age");
     CHECK(FL_READ(vm, stall_ns) > stall_ns, "its wait is not counted");
-    CHECK(vm->vault.ages[page] == 0, "its age is %u", vm->vault.ages[page]);
+    uint8_t after = __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED);
+    CHECK(after == 0, "its age is %u", after);
     end(session);
     printf("%s: the touch of a page held still counts at its age, and so does the wait\n", tracker);
 }
