@@ -9,7 +9,7 @@
 #include "track/direct_io.h"
 
 #define VOID_SCANS_MAX 5u              /* in a row, then the next tracker has a try */
-#define IO_LOOK_NS (50 * FL_NS_PER_MS) /* a look reads what is known of each descriptor: some 5 us */
+#define IO_LOOK_NS (50 * FL_NS_PER_MS) /* a look reads what is known of each descriptor */
 
 /* Stands in where no tracker works: what it is asked, it does not know. */
 static int know_nothing(struct fl_tracker *tracker) {

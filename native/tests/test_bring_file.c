@@ -12,25 +12,13 @@
 #include "base/log.h"
 #include "pager/serve.h"
 #include "pager/watch.h"
+#include "served_vm.h"
 #include "swap/bring.h"
-#include "swap/evict.h"
 #include "swap/fault.h"
 #include "victim.h"
 
 #define PAGES 64u
 #define NEWER 18u /* one that compresses */
-
-static void evict_all(struct fl_vm *vm) {
-    struct fl_evictor *evictor;
-    struct fl_evicted done = {0};
-    uint64_t all[FL_WINDOW_PAGES / 64];
-    memset(all, 0xff, sizeof(all));
-    CHECK(fl_evictor_create(vm, NULL, NULL, &evictor) == 0, "evictor");
-    int error = fl_evict_window(evictor, 0, fl_region(vm, 0)->first_page, PAGES, all, &done);
-    CHECK(error == 0 && done.pages > PAGES / 2, "%llu pages evicted: %s", (unsigned long long)done.pages,
-          strerror(-error));
-    fl_evictor_destroy(evictor);
-}
 
 /* By a description that may only read: what is away stays, one line says why, and tries become seldom. */
 static void cannot_be_written(struct fl_vm *vm, struct fl_bringer *bringer) {
@@ -83,7 +71,7 @@ int main(int argc, char **argv) {
     CHECK(fl_bringer_create(&vm, &bringer) == 0, "bringer");
     int fd = vm.memory[0].fd;
     CHECK(pread(fd, before, sizeof(before), 0) == (ssize_t)sizeof(before), "pread");
-    evict_all(&vm);
+    evict_first(&vm, PAGES);
 
     fl_entry entry = atomic_load(fl_slot(&vm, fl_region(&vm, 0)->first_page + NEWER));
     CHECK(fl_entry_state(entry) == FL_PAGE_EVICTED, "page %u is not away", NEWER);

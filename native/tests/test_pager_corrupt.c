@@ -5,14 +5,12 @@
  * process gets an error (SIGBUS), never a wrong byte, and nothing more is evicted from it.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 
-#include "attach/inspect.h"
 #include "base/kernel.h"
-#include "base/vault.h"
 #include "pager/serve.h"
+#include "served_vm.h"
 #include "swap/entry.h"
 #include "swap/uffd.h"
 #include "victim.h"
@@ -25,17 +23,6 @@ static bool nearly_all_away(const struct fl_status *status) {
 
 static bool shown_corrupt(const struct fl_status *status) {
     return status->state == FL_STATE_CORRUPT && status->why == FL_WHY_CORRUPT;
-}
-
-static struct fl_vault open_vault(const struct victim *victim) {
-    struct fl_vault vault;
-    struct fl_refused why;
-    uint64_t start;
-    int fd;
-    CHECK(fl_proc_start_time((int)victim->pid, &start) == 0, "start time");
-    CHECK(fl_vmm_open_vault((int)victim->pid, O_RDWR, &fd) == 0, "vault");
-    CHECK(fl_vault_map(fd, true, (int)victim->pid, start, &vault, &why) == 0, "%s", why.detail);
-    return vault;
 }
 
 /* Flip one bit in up to `count` stored pages of tier ram; returns how many. */
@@ -93,7 +80,7 @@ static void run(uint64_t random, bool with_successor) {
     wait_until(&victim, nearly_all_away, 30, "three quarters away");
     if (with_successor)
         pager_kill(pager);
-    struct fl_vault vault = open_vault(&victim);
+    struct fl_vault vault = vault_of(victim.pid, true);
     unsigned stored = flip_stored(&vault, 20, &random), entries = flip_entries(&vault, 20, &random);
     if (with_successor)
         protect_all(&victim, &vault);

@@ -3,15 +3,13 @@
  * Memory that is plugged out, wholly or in part, while no pager lives or just before one dies: the next one serves
  * everything else, and what was away of it is in its file when the VMM maps it again.
  */
-#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 
-#include "attach/inspect.h"
 #include "attach/proc.h"
 #include "attach/regions.h"
 #include "base/kernel.h"
-#include "base/vault.h"
+#include "served_vm.h"
 #include "victim.h"
 
 #define PAGES 1024u
@@ -52,20 +50,9 @@ static uint64_t mapped_bytes(const struct victim *victim) {
     return bytes;
 }
 
-static struct fl_vault open_vault(const struct victim *victim) {
-    struct fl_vault vault;
-    struct fl_refused why;
-    uint64_t start;
-    int fd;
-    CHECK(fl_proc_start_time((int)victim->pid, &start) == 0, "start time");
-    CHECK(fl_vmm_open_vault((int)victim->pid, O_RDWR, &fd) == 0, "vault");
-    CHECK(fl_vault_map(fd, true, (int)victim->pid, start, &vault, &why) == 0, "%s", why.detail);
-    return vault;
-}
-
 /* As a pager that reads the event, and dies before it has written down what follows from it. */
 static void read_and_forget(const struct victim *victim) {
-    struct fl_vault vault = open_vault(victim);
+    struct fl_vault vault = vault_of(victim->pid, true);
     struct uffd_msg message = {0};
     int uffd;
     CHECK(fl_attach_borrow((int)victim->pid, &vault.header->attachment, &uffd, NULL) == 0, "userfaultfd");
@@ -124,7 +111,7 @@ static bool all_back(const struct fl_status *status) {
 }
 
 static uint32_t regions_of(const struct victim *victim) {
-    struct fl_vault vault = open_vault(victim);
+    struct fl_vault vault = vault_of(victim->pid, true);
     uint32_t count = atomic_load(&vault.header->region_count);
     fl_vault_close(&vault);
     return count;

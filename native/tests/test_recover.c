@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "pager/serve.h"
+#include "served_vm.h"
 #include "swap/evict.h"
 #include "swap/recover.h"
 #include "victim.h"
@@ -17,18 +18,6 @@
 #define PAGES 64u
 #define PUNCHED 18u /* two pages that compress */
 #define THERE 19u
-
-static void evict_all(struct fl_vm *vm) {
-    struct fl_evictor *evictor;
-    struct fl_evicted done = {0};
-    uint64_t all[FL_WINDOW_PAGES / 64];
-    memset(all, 0xff, sizeof(all));
-    CHECK(fl_evictor_create(vm, NULL, NULL, &evictor) == 0, "evictor");
-    int error = fl_evict_window(evictor, 0, fl_region(vm, 0)->first_page, PAGES, all, &done);
-    CHECK(error == 0 && done.pages > PAGES / 2, "%llu pages evicted: %s", (unsigned long long)done.pages,
-          strerror(-error));
-    fl_evictor_destroy(evictor);
-}
 
 static void leave_punching(struct fl_vm *vm, uint64_t page) {
     fl_entry entry = atomic_load(fl_slot(vm, page));
@@ -63,7 +52,7 @@ int main(int argc, char **argv) {
     options.vmm_pid = (int)victim.pid;
     CHECK(fl_tracker_list_parse("zap", &options.trackers), "tracker");
     CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
-    evict_all(&vm);
+    evict_first(&vm, PAGES);
     uint64_t first = fl_region(&vm, 0)->first_page, away = FL_READ(&vm, evicted_pages);
     leave_punching(&vm, first + PUNCHED);
     leave_punching(&vm, first + THERE);

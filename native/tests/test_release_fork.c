@@ -15,7 +15,7 @@
 #include "pager/control.h"
 #include "pager/mover.h"
 #include "pager/serve.h"
-#include "swap/evict.h"
+#include "served_vm.h"
 #include "swap/fault.h"
 #include "victim.h"
 
@@ -34,17 +34,6 @@ static void *control(void *unused) {
     return NULL;
 }
 
-static void evict_all(void) {
-    struct fl_evictor *evictor;
-    struct fl_evicted done = {0};
-    uint64_t all[FL_WINDOW_PAGES / 64];
-    memset(all, 0xff, sizeof(all));
-    CHECK(fl_evictor_create(&vm, NULL, NULL, &evictor) == 0, "evictor");
-    int error = fl_evict_window(evictor, 0, fl_region(&vm, 0)->first_page, PAGES, all, &done);
-    CHECK(error == 0 && done.pages, "%llu pages evicted: %s", (unsigned long long)done.pages, strerror(-error));
-    fl_evictor_destroy(evictor);
-}
-
 int main(int argc, char **argv) {
     need_paging();
     uint64_t seed = seed_of(argc, argv);
@@ -59,7 +48,7 @@ int main(int argc, char **argv) {
     options.vmm_pid = (int)victim.pid;
     CHECK(fl_tracker_list_parse("zap", &options.trackers), "tracker");
     CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
-    evict_all();
+    evict_first(&vm, PAGES);
     atomic_store(&vm.forks[FL_FORKS_MAX - 1], eventfd(0, EFD_CLOEXEC));
     CHECK(fl_fault_start(&vm, 1, &faults) == 0, "fault thread");
     CHECK(fl_mover_start(&vm, faults, &options.trackers, 1000, &mover) == 0, "mover");

@@ -4,12 +4,10 @@
  * pagers, with pages away, with a page lost, with a descriptor that cannot do it, with a vault that says otherwise.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 
-#include "attach/inspect.h"
-#include "base/vault.h"
+#include "served_vm.h"
 #include "swap/entry.h"
 #include "victim.h"
 
@@ -62,13 +60,7 @@ static void uses(const struct victim *victim, uint32_t tracker, uint32_t freeze,
 }
 
 static void with_vault(const struct victim *victim, void (*edit)(struct fl_vault *)) {
-    struct fl_vault vault;
-    struct fl_refused why;
-    uint64_t ticks;
-    int fd;
-    CHECK(fl_proc_start_time((int)victim->pid, &ticks) == 0, "start time");
-    CHECK(fl_vmm_open_vault((int)victim->pid, O_RDWR, &fd) == 0, "vault");
-    CHECK(fl_vault_map(fd, true, (int)victim->pid, ticks, &vault, &why) == 0, "%s", why.detail);
+    struct fl_vault vault = vault_of(victim->pid, true);
     edit(&vault);
     fl_vault_close(&vault);
 }

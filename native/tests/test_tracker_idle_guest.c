@@ -7,10 +7,9 @@
 #include <fcntl.h>
 #include <string.h>
 
-#include "attach/inspect.h"
-#include "base/vault.h"
 #include "idle_field.h"
 #include "kvm_vmm.h"
+#include "served_vm.h"
 #include "victim.h"
 
 #define MEMORY_BYTES (UINT64_C(64) << 20)
@@ -42,14 +41,6 @@ static bool all_cold_away(const struct fl_status *status) {
     return status->evicted_pages > PAGES / 2 && status->why == FL_WHY_NOTHING_COLD;
 }
 
-static void open_vault(struct session *session) {
-    struct fl_refused why;
-    uint64_t ticks;
-    int fd, pid = (int)session->vmm.pid;
-    CHECK(fl_proc_start_time(pid, &ticks) == 0 && fl_vmm_open_vault(pid, O_RDONLY, &fd) == 0, "no vault");
-    CHECK(fl_vault_map(fd, false, pid, ticks, &session->vault, &why) == 0, "%s", why.detail);
-}
-
 static struct session start(bool large_pages) {
     static const char *const more[] = {
         "--trackers", "idle", "--scan-interval-ms", "3600000", "--stall-target-permille", "1000", "--log-level",
@@ -66,7 +57,7 @@ static struct session start(bool large_pages) {
     free(generations);
     session.pager = pager_start(&session.victim, socket_path, more);
     session.connection = pager_connect(socket_path, 10);
-    open_vault(&session);
+    session.vault = vault_of(session.vmm.pid, false);
     wait_until(&session.victim, armed, 30, "the first arming"); /* no scan yet, by its count */
     return session;
 }

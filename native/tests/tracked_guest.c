@@ -2,12 +2,11 @@
 #include "tracked_guest.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 
-#include "attach/inspect.h"
 #include "host_memory.h"
+#include "served_vm.h"
 #include "track/track.h"
 
 #define SECONDS 60u
@@ -170,12 +169,8 @@ struct fl_status tracked_status(struct tracked_guest *guest) {
 /* ---- pager ------------------------------------------------------------------------------------------------- */
 
 static void open_vault(struct tracked_guest *guest) {
-    struct fl_refused why;
-    uint64_t start;
-    int fd, pid = (int)guest->vmm.pid;
-    CHECK(fl_proc_start_time(pid, &start) == 0 && fl_vmm_open_vault(pid, O_RDONLY, &fd) == 0, "no vault");
-    CHECK(fl_vault_map(fd, false, pid, start, &guest->vault, &why) == 0, "%s", why.detail);
-    CHECK(fl_view_open(pid, &guest->view) == 0, "fl_view_open");
+    guest->vault = vault_of(guest->vmm.pid, false);
+    CHECK(fl_view_open((int)guest->vmm.pid, &guest->view) == 0, "fl_view_open");
     struct fl_vault_header *header = guest->vault.header;
     CHECK(atomic_load(&header->region_count) == 1 && header->regions[0].first_page == 0 &&
               header->regions[0].length == kvm_guest_bytes(guest->vmm.guest),
