@@ -13,7 +13,7 @@
 #include "swap/uffd.h"
 
 #define PROTECT_TRIES 50u
-/* Sync mode lasts for at most 5 ms: it is left when it has lasted so long, and a batch shrinks until it takes no longer. */
+/* Sync mode is left after 4 ms, and a batch shrinks until it takes no longer than one: 5 ms, unless the CPU is taken away. */
 #define SYNC_LONG_NS (4 * FL_NS_PER_MS)
 #define SYNC_BATCH_NS FL_NS_PER_MS
 #define SYNC_BATCH_PAGES_MIN 4u

@@ -7,7 +7,7 @@
  *   EVICTED   the hole is there; the next touch faults and is served from the copy
  *
  * Frozen by WP, readers go on and a write cancels. Frozen by RWP, every touch cancels, and the whole VM is in sync mode
- * meanwhile, for at most 5 ms at a time.
+ * meanwhile: for some 5 ms at a time, as long as this thread keeps its CPU.
  *
  * A device that reads a disk into a page holds the page itself, and goes past its page table: nothing would be cancelled, and
  * what it still writes would be lost with the page. But to get at the page it had to touch it. So the evictor asks what
