@@ -94,8 +94,16 @@ class HostRecord:
     version_desired: int = 0
     version_applied: int = 0
     epoch: int = 0  # of the last set sent
-    note: str = ""  # what is odd about it, for operators
+    refused_report: str = ""  # what was wrong with the newest report, until a good one
+    refused_hello: str = ""  # why agents with its node id are turned away
+    refused_hello_until: float = 0.0  # how long that is worth saying; good reports of the one that stayed do not end it
     revision: int = 0
+
+    @property
+    def note(self) -> str:
+        """What is odd about it, for operators; "" when nothing is."""
+        refused_hello = self.refused_hello if time.monotonic() < self.refused_hello_until else ""
+        return "; ".join(words for words in (refused_hello, self.refused_report) if words)
 
     def vm_label(self, vm_id: str) -> str:
         record = self.vms.get(vm_id)

@@ -87,7 +87,9 @@ class SessionService(rpc.SessionServiceServicer):
         if wait_seconds > 0.0:
             self._refused("flapping")
             if known is not None:
-                known.note = words
+                # Longer than the wait: it comes back, and must not be forgotten between two of its tries.
+                known.refused_hello = words
+                known.refused_hello_until = time.monotonic() + wait_seconds + hub.flaps.window_seconds
             raise retry_later(grpc.StatusCode.RESOURCE_EXHAUSTED, words, wait_seconds)
         if known is None and len(hub.fleet.hosts) >= MAX_HOSTS:
             self._refused("full")
@@ -137,7 +139,7 @@ class SessionService(rpc.SessionServiceServicer):
         # Versions grow for a host whatever became of the controller that gave out the last one.
         host.version_desired = max(host.version_desired, hello.applied_version)
         host.version_applied = hello.applied_version
-        host.note = ""
+        host.refused_report = ""
         here = {identity.vm_id for identity in hello.vms}
         for vm_id in host.vms.keys() - here:
             del host.vms[vm_id]

@@ -156,7 +156,7 @@ class Stream:
             self._sequence.judge(report.sequence, full=True)
             metrics.count("reports", verdict="refused")
             _log.warning("report refused", node_id=self.host.node_id, sequence=report.sequence, why=str(error))
-            self.host.note = f"report {report.sequence} refused: {error}"
+            self.host.refused_report = f"report {report.sequence} refused: {error}"
             self._ask_resync(f"report {report.sequence} was refused: {error}")
             return
         verdict = self._sequence.judge(report.sequence, report.full)
@@ -166,7 +166,7 @@ class Stream:
             return
         if verdict is Verdict.TAKE_AND_RESYNC:
             self._ask_resync(f"reports are missing before {report.sequence}")
-        self.host.note = ""
+        self.host.refused_report = ""
         self._apply(report, now)
         self._reported = True
         if verdict is Verdict.TAKE:
