@@ -30,12 +30,13 @@ from frostline.native import (
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A kernel feature: whether it is there, whether serving needs it, and what it is for."""
+    """A kernel feature: whether it works, whether serving needs it, what it is for, and why it is not there."""
 
     name: str
     there: bool
     needed: bool
     purpose: str
+    lacks: str = ""  # also names the part that does not work of what the kernel offers
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,16 @@ _FEATURES: Final[tuple[tuple[str, bool, str], ...]] = (
     ("ptrace_seccomp_filter", False, "see what a sandboxed VMM's filter forbids before attaching"),
 )
 
+# Features that are tried, and where it is said what came of it.
+_LACKS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "wp_shmem": "wp_lacks",
+        "pagemap_scan": "pagemap_scan_lacks",
+        "rwp": "rwp_lacks",
+        "idle_page_tracking": "idle_lacks",
+        "damon_vaddr": "damon_lacks",
+    }
+)
 
 _FREEZE_WHY: Final[Mapping[Freeze, str]] = MappingProxyType(
     {
@@ -121,7 +132,10 @@ _FREEZE_WHY: Final[Mapping[Freeze, str]] = MappingProxyType(
 
 def features(kernel: KernelFeatures) -> tuple[Feature, ...]:
     """The kernel's features as a table."""
-    return tuple(Feature(name, bool(getattr(kernel, name)), needed, why) for name, needed, why in _FEATURES)
+    return tuple(
+        Feature(name, bool(getattr(kernel, name)), needed, why, getattr(kernel, _LACKS.get(name, ""), ""))
+        for name, needed, why in _FEATURES
+    )
 
 
 def tracker_findings(

@@ -20,7 +20,8 @@ def print_probe(probe: Probe, console: Console) -> None:
         table.add_column(column)
     for feature in probe.features:
         there = "[green]yes[/]" if feature.there else ("[red]no[/]" if feature.needed else "[dim]no[/]")
-        table.add_row(feature.name, there, "yes" if feature.needed else "", feature.purpose)
+        lacks = f" - {escape(feature.lacks)}" if feature.lacks else ""
+        table.add_row(feature.name, there, "yes" if feature.needed else "", f"{feature.purpose}{lacks}")
     console.print(table)
     table = Table(title=f"Trackers (wanted: {probe.trackers_wanted})", title_justify="left")
     for column in ("tracker", "possible", "chosen", "what it gives, or what is missing"):

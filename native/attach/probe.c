@@ -21,58 +21,29 @@
 #include "attach/probe.h"
 #include "attach/seccomp.h"
 #include "attach/tracee.h"
+#include "base/kernel.h"
 #include "frostline.h"
+#include "swap/uffd.h"
+#include "track/page_idle.h"
+#include "track/trial.h"
 
-/* Newer than the oldest headers we build with. */
-#define FEATURE_POISON (1u << 14)
-#define FEATURE_MOVE (1u << 16)
-#define FEATURE_RWP (1u << 17)
+#define FEATURE_MOVE (1u << 16) /* newer than the oldest headers we build with */
 #define FEATURE_EVENTS \
     (UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
 
-struct pagemap_scan {
-    uint64_t size;
-    uint64_t flags;
-    uint64_t start;
-    uint64_t end;
-    uint64_t walk_end;
-    uint64_t vec;
-    uint64_t vec_len;
-    uint64_t max_pages;
-    uint64_t category_inverted;
-    uint64_t category_mask;
-    uint64_t category_anyof_mask;
-    uint64_t return_mask;
-};
-#define PAGEMAP_SCAN_REQUEST _IOWR('f', 16, struct pagemap_scan)
-#define PAGE_IS_PRESENT_BIT (1u << 3)
-
-static int userfaultfd_by_device(void) {
-    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    if (device < 0) {
-        return -1;
-    }
-    int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-    close(device);
-    return fd;
-}
-
 /* With no feature asked for, the kernel says all it has. */
-static void probe_userfaultfd(struct fl_kernel_features *out) {
+static void read_features(struct fl_kernel_features *out) {
     struct uffdio_api api = {.api = UFFD_API};
-    int by_device = userfaultfd_by_device();
-    int by_call = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-    out->userfaultfd_device = by_device >= 0;
-    out->userfaultfd_syscall = by_call >= 0;
+    int by_device = -1, by_call = -1;
+    out->userfaultfd_device = fl_uffd_open_device(0, &by_device) == 0;
+    out->userfaultfd_syscall = fl_uffd_open_call(0, &by_call) == 0;
     if (ioctl(by_device >= 0 ? by_device : by_call, UFFDIO_API, &api) == 0) {
         uint64_t features = api.features;
         out->raw_features = features;
         out->missing_shmem = (features & UFFD_FEATURE_MISSING_SHMEM) != 0;
         out->minor_shmem = (features & UFFD_FEATURE_MINOR_SHMEM) != 0;
-        out->wp_shmem = (features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM) != 0;
-        out->poison = (features & FEATURE_POISON) != 0;
+        out->poison = (features & UFFD_FEATURE_POISON) != 0;
         out->move = (features & FEATURE_MOVE) != 0;
-        out->rwp = (features & FEATURE_RWP) != 0;
         out->events = (features & FEATURE_EVENTS) == FEATURE_EVENTS;
     }
     if (by_device >= 0) {
@@ -83,39 +54,29 @@ static void probe_userfaultfd(struct fl_kernel_features *out) {
     }
 }
 
-static bool has_pagemap_scan(void) {
-    char here = 0;
-    uint64_t page = (uint64_t)(uintptr_t)&here & ~(uint64_t)(FL_PAGE_SIZE - 1);
-    struct pagemap_scan request = {.size = sizeof(request),
-                                   .start = page,
-                                   .end = page + FL_PAGE_SIZE,
-                                   .category_mask = PAGE_IS_PRESENT_BIT,
-                                   .return_mask = PAGE_IS_PRESENT_BIT};
-    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        return false;
-    }
-    int result = ioctl(fd, PAGEMAP_SCAN_REQUEST, &request);
-    close(fd);
-    return result >= 0;
-}
-
 /*
  * DAMON says what it can do only to those who set up a context, which would take it from whoever uses it; so look
  * for its code instead.
  */
-static bool has_damon_vaddr(void) {
+static bool has_damon_vaddr(char *lacks, size_t bytes) {
     char line[512];
     bool found = false;
     if (access("/sys/kernel/mm/damon/admin/kdamonds", F_OK)) {
+        snprintf(lacks, bytes, "no DAMON in /sys/kernel/mm: CONFIG_DAMON_SYSFS and CONFIG_DAMON_VADDR, and root");
         return false;
     }
     FILE *file = fopen("/proc/kallsyms", "re");
-    while (file && !found && fgets(line, sizeof(line), file)) {
+    if (!file) {
+        snprintf(lacks, bytes, "whether DAMON has virtual addresses cannot be seen: /proc/kallsyms: %s",
+                 strerror(errno));
+        return false;
+    }
+    while (!found && fgets(line, sizeof(line), file)) {
         found = strstr(line, " damon_va_") != NULL;
     }
-    if (file) {
-        fclose(file);
+    fclose(file);
+    if (!found) {
+        snprintf(lacks, bytes, "this kernel's DAMON is without virtual addresses: CONFIG_DAMON_VADDR");
     }
     return found;
 }
@@ -171,12 +132,19 @@ static bool has_ptrace_seccomp_filter(void) {
     return works;
 }
 
-void fl_probe_tracking(struct fl_kernel_features *out) {
+void fl_probe_userfaultfd(struct fl_kernel_features *out) {
     *out = (struct fl_kernel_features){0};
-    probe_userfaultfd(out);
-    out->pagemap_scan = has_pagemap_scan();
-    out->idle_page_tracking = access("/sys/kernel/mm/page_idle/bitmap", R_OK | W_OK) == 0;
-    out->damon_vaddr = has_damon_vaddr();
+    read_features(out);
+    uint64_t offered = out->raw_features;
+    out->pagemap_scan = fl_trial_pagemap_scan(out->pagemap_scan_lacks, sizeof(out->pagemap_scan_lacks));
+    out->wp_shmem = fl_trial_wp(offered, out->wp_lacks, sizeof(out->wp_lacks));
+    out->rwp = fl_trial_rwp(offered, out->rwp_lacks, sizeof(out->rwp_lacks));
+}
+
+void fl_probe_tracking(struct fl_kernel_features *out) {
+    fl_probe_userfaultfd(out);
+    out->idle_page_tracking = fl_page_idle_try(out->idle_lacks, sizeof(out->idle_lacks));
+    out->damon_vaddr = has_damon_vaddr(out->damon_lacks, sizeof(out->damon_lacks));
 }
 
 int fl_probe_kernel(struct fl_kernel_features *out) {

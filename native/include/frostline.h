@@ -84,19 +84,25 @@ struct fl_kernel_features {
     uint32_t userfaultfd_syscall; /* userfaultfd() allowed to this process */
     uint32_t missing_shmem;
     uint32_t minor_shmem;
-    uint32_t wp_shmem;
+    uint32_t wp_shmem; /* tried: it freezes pages that are mapped and pages that are not */
     uint32_t poison;
     uint32_t move;
-    uint32_t rwp;    /* read-write protection (Linux 7.3) */
-    uint32_t events; /* REMOVE, REMAP, UNMAP, FORK */
-    uint32_t pagemap_scan;
-    uint32_t idle_page_tracking;
-    uint32_t damon_vaddr;
+    uint32_t rwp;                   /* read-write protection (Linux 7.3), tried in both modes, with PAGE_IS_ACCESSED */
+    uint32_t events;                /* REMOVE, REMAP, UNMAP, FORK */
+    uint32_t pagemap_scan;          /* tried */
+    uint32_t idle_page_tracking;    /* tried: the page_idle bitmap can be written and read */
+    uint32_t damon_vaddr;           /* DAMON's sysfs is there, and so is its code for virtual addresses */
     uint32_t ptrace_seccomp_filter; /* filters of a tracee can be read */
     uint64_t raw_features;          /* uffdio_api.features as the kernel said */
+    /* A sentence: why it is not there, or which part of what the kernel offers does not work. Empty when it is there. */
+    char wp_lacks[FL_DETAIL_BYTES];
+    char rwp_lacks[FL_DETAIL_BYTES];
+    char pagemap_scan_lacks[FL_DETAIL_BYTES];
+    char idle_lacks[FL_DETAIL_BYTES];
+    char damon_lacks[FL_DETAIL_BYTES];
 };
 
-/* Probe this host's kernel with throwaway descriptors; never compares versions. */
+/* Probe this host's kernel by trying, with throwaway descriptors and pages; never compares versions. */
 int fl_probe_kernel(struct fl_kernel_features *out);
 
 /* Ways to see which pages are touched. */

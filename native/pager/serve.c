@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "attach/inspect.h"
+#include "attach/probe.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "swap/recover.h"
@@ -100,6 +101,22 @@ static enum fl_freeze wanted_freeze(struct fl_vm *vm, const struct fl_options *o
     return ops && ops->freeze ? ops->freeze : FL_FREEZE_WP;
 }
 
+/*
+ * A kernel that does only half of what it offers: pages could not be held still, and writes to them would be lost. Asked
+ * before the VMM is touched (FL_FREEZE_NONE: either way will do), and when it is known how memory will be registered. A VM
+ * that is served already goes on as it is.
+ */
+static int refuse_no_freeze(enum fl_freeze freeze, struct fl_refused *why) {
+    struct fl_kernel_features kernel;
+    fl_probe_userfaultfd(&kernel);
+    if (kernel.wp_shmem || (kernel.rwp && freeze != FL_FREEZE_WP))
+        return 0;
+    return fl_refuse(why, FL_REFUSAL_KERNEL,
+                     "no way to hold a page still here: %s; it takes CONFIG_USERFAULTFD with CONFIG_PTE_MARKER_UFFD_WP "
+                     "(or RWP), and root",
+                     kernel.wp_lacks);
+}
+
 /* Whether a range is registered with a stranger's userfaultfd shows only on registering; undo all of it then. */
 static int attach(struct fl_vm *vm, const struct fl_inspection *found, const struct fl_options *options,
                   struct fl_refused *why) {
@@ -120,8 +137,10 @@ static int attach(struct fl_vm *vm, const struct fl_inspection *found, const str
         error = open_pool(vm, options->pool_max_bytes, why);
     if (!error) {
         fl_regions_freeze(vm, wanted_freeze(vm, options));
-        error = fl_regions_update(vm, found, why);
+        error = refuse_no_freeze(vm->freeze, why);
     }
+    if (!error)
+        error = fl_regions_update(vm, found, why);
     if (error) {
         fl_regions_unregister(vm);
         if (fl_attach_undo(vm->pid, attachment, vm->vault.fd, &undo_why))
@@ -222,6 +241,8 @@ static int inspect_and_attach(struct fl_vm *vm, const struct fl_options *options
         return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot inspect process %d: %s", vm->pid, strerror(-error));
     if (found.refusal)
         return fl_refuse(why, found.refusal, "%.*s", FL_DETAIL_BYTES - 1, found.detail);
+    if (refuse_no_freeze(FL_FREEZE_NONE, why))
+        return -EPERM;
     for (unsigned try = 1;; try++) {
         error = attach(vm, &found, options, why);
         if (!error || why->refusal != FL_REFUSAL_STUCK || try == ATTACH_TRIES)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from frostline.native.binding import check, ffi, lib, text
 from frostline.native.constants import Refusal, Tracker
@@ -37,7 +38,10 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class KernelFeatures:
-    """What this kernel allows this process, found by trying; ``raw_features`` is uffdio_api.features."""
+    """What this kernel allows this process, found by trying; ``raw_features`` is uffdio_api.features.
+
+    The ``_lacks`` are sentences: why a feature is not there, or which part of it does not work; empty when it is there.
+    """
 
     userfaultfd_device: bool
     userfaultfd_syscall: bool
@@ -53,6 +57,11 @@ class KernelFeatures:
     damon_vaddr: bool
     ptrace_seccomp_filter: bool
     raw_features: int
+    wp_lacks: str
+    rwp_lacks: str
+    pagemap_scan_lacks: str
+    idle_lacks: str
+    damon_lacks: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +106,14 @@ def inspect(pid: int) -> Inspection:
 
 
 def probe_kernel() -> KernelFeatures:
-    """Try this kernel's features with throwaway descriptors."""
+    """Try this kernel's features with throwaway descriptors and pages."""
     out = ffi.new("struct fl_kernel_features *")
     check(lib.fl_probe_kernel(out), "cannot probe the kernel")
-    found = {field.name: bool(getattr(out, field.name)) for field in fields(KernelFeatures)}
-    found.pop("raw_features")
-    return KernelFeatures(**found, raw_features=out.raw_features)
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(KernelFeatures)):
+        value = getattr(out, name)
+        values[name] = text(value) if name.endswith("_lacks") else value if name == "raw_features" else bool(value)
+    return KernelFeatures(**values)
 
 
 def probe_trackers(pid: int = 0) -> tuple[TrackerProbe, ...]:

@@ -2,17 +2,49 @@
 #include "swap/uffd.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/kernel.h"
 
 #define EVENTS \
     (UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_FORK)
-#define NEEDED (EVENTS | UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+#define FOR_WP (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+#define NEEDED (EVENTS | FOR_WP)
 #define FOR_RWP (UFFD_FEATURE_RWP | UFFD_FEATURE_RWP_ASYNC | UFFD_FEATURE_MINOR_SHMEM)
 
 static int call(struct fl_vm *vm, unsigned long request, void *argument) {
     return ioctl(vm->uffd, request, argument) ? -errno : 0;
+}
+
+int fl_uffd_open_device(int flags, int *fd) {
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    if (device < 0)
+        return -errno;
+    *fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK | flags);
+    int error = *fd < 0 ? -errno : 0;
+    close(device);
+    return error;
+}
+
+int fl_uffd_open_call(int flags, int *fd) {
+    *fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+    return *fd < 0 ? -errno : 0;
+}
+
+int fl_uffd_open_own(int flags, int *fd) {
+    return fl_uffd_open_device(flags, fd) ? fl_uffd_open_call(flags, fd) : 0;
+}
+
+uint64_t fl_uffd_features(enum fl_freeze freeze) {
+    return freeze == FL_FREEZE_RWP ? FOR_WP | FOR_RWP : FOR_WP;
+}
+
+int fl_uffd_api(int fd, uint64_t features) {
+    struct uffdio_api api = {.api = UFFD_API, .features = features};
+    return ioctl(fd, UFFDIO_API, &api) ? -errno : 0;
 }
 
 int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why) {
@@ -20,8 +52,7 @@ int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why) {
     static const uint64_t sets[] = {NEEDED | UFFD_FEATURE_POISON | FOR_RWP, NEEDED | UFFD_FEATURE_POISON, NEEDED};
     int error = -EINVAL;
     for (size_t i = 0; i < sizeof(sets) / sizeof(sets[0]) && error == -EINVAL; i++) {
-        struct uffdio_api api = {.api = UFFD_API, .features = sets[i]};
-        error = call(vm, UFFDIO_API, &api);
+        error = fl_uffd_api(vm->uffd, sets[i]);
         if (!error)
             atomic_store(&vm->vault.header->uffd_features, sets[i]);
     }

@@ -13,6 +13,16 @@
 #include "base/refused.h"
 #include "swap/vm.h"
 
+/* A userfaultfd of this process's own, by /dev/userfaultfd or else by the system call. `flags`: UFFD_USER_MODE_ONLY or 0. */
+int fl_uffd_open_own(int flags, int *fd);
+/* By one of the two: 0, or a negative errno. */
+int fl_uffd_open_device(int flags, int *fd);
+int fl_uffd_open_call(int flags, int *fd);
+/* What a descriptor must be set up with for this kind of freeze, apart from events. */
+uint64_t fl_uffd_features(enum fl_freeze freeze);
+/* Set up a fresh descriptor with exactly these. */
+int fl_uffd_api(int fd, uint64_t features);
+
 /* Negotiate features on a fresh descriptor; on one that was set up by an earlier pager this changes nothing. */
 int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why);
 /* Whether ranges can be registered for this kind of freeze: by what the descriptor was set up with. */

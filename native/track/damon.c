@@ -353,7 +353,7 @@ static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tr
 static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
     struct fl_damon_trace trace;
     if (!kernel->damon_vaddr) {
-        snprintf(detail, bytes, "needs a kernel with CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS, and root");
+        snprintf(detail, bytes, "%s", kernel->damon_lacks);
         return false;
     }
     int error = fl_damon_trace_open(&trace);

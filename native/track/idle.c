@@ -66,14 +66,7 @@ static bool switched_on(const char *path) {
 
 static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
     if (!kernel->idle_page_tracking) {
-        snprintf(detail, bytes,
-                 "needs root and " FL_PAGE_IDLE_PATH
-                 ": a kernel with CONFIG_IDLE_PAGE_TRACKING (RHEL, Fedora, Ubuntu)");
-        return false;
-    }
-    if (!fl_page_idle_sees_frames()) {
-        snprintf(detail, bytes,
-                 "page_idle goes by frame numbers, and /proc/PID/pagemap hides them: needs CAP_SYS_ADMIN");
+        snprintf(detail, bytes, "%s", kernel->idle_lacks);
         return false;
     }
     if (fl_direct_io_forbids(pid, detail, bytes))

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kernel-page-flags.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -29,15 +30,20 @@ static uint64_t word_of(uint64_t found) {
     return found >> WORD_BITS;
 }
 
-bool fl_page_idle_sees_frames(void) {
-    volatile uint8_t touched = 1;
+/* The frame of the page at `address` of this process; 0: the kernel does not show it. */
+static uint64_t own_frame(const volatile void *address) {
     uint64_t entry = 0;
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return false;
-    ssize_t bytes = pread(fd, &entry, sizeof(entry), (off_t)((uintptr_t)&touched / FL_PAGE_SIZE * sizeof(entry)));
+        return 0;
+    ssize_t bytes = pread(fd, &entry, sizeof(entry), (off_t)((uintptr_t)address / FL_PAGE_SIZE * sizeof(entry)));
     close(fd);
-    return bytes == sizeof(entry) && (entry & PAGEMAP_PRESENT) && (entry & PAGEMAP_FRAME);
+    return bytes == sizeof(entry) && (entry & PAGEMAP_PRESENT) ? entry & PAGEMAP_FRAME : 0;
+}
+
+static bool sees_frames(void) {
+    volatile uint8_t touched = 1;
+    return own_frame(&touched) != 0;
 }
 
 int fl_page_idle_open(struct fl_page_idle *idle) {
@@ -46,7 +52,7 @@ int fl_page_idle_open(struct fl_page_idle *idle) {
     idle->bitmap_fd = open(FL_PAGE_IDLE_PATH, O_RDWR | O_CLOEXEC);
     if (idle->bitmap_fd < 0)
         return errno == ENOENT ? -ENODEV : errno == EACCES ? -EPERM : -errno;
-    if (!fl_page_idle_sees_frames()) {
+    if (!sees_frames()) {
         fl_page_idle_close(idle);
         return -EPERM;
     }
@@ -305,4 +311,45 @@ int fl_page_idle_accessed(struct fl_page_idle *idle, uint64_t *accessed) {
         }
     }
     return error;
+}
+
+/* ---- whether it works at all --------------------------------------------------------------------------------- */
+
+static int mark_and_ask(struct fl_page_idle *idle, const char **what) {
+    volatile uint8_t touched = 1;
+    uint64_t accessed = 0;
+    int error = fl_page_idle_reserve(idle, 1);
+    *what = "memory for a trial of";
+    if (error)
+        return error;
+    idle->found[idle->count++] = own_frame(&touched) << INDEX_BITS;
+    *what = "writing to";
+    error = fl_page_idle_mark(idle);
+    if (error)
+        return error;
+    *what = "reading";
+    return fl_page_idle_accessed(idle, &accessed);
+}
+
+bool fl_page_idle_try(char *lacks, size_t bytes) {
+    struct fl_page_idle idle;
+    const char *what = "opening";
+    int error = fl_page_idle_open(&idle);
+    if (!error)
+        error = mark_and_ask(&idle, &what);
+    else if (idle.bitmap_fd < 0 && error == -ENODEV)
+        what = NULL;
+    if (!error)
+        lacks[0] = 0;
+    else if (!what)
+        snprintf(lacks, bytes,
+                 "no " FL_PAGE_IDLE_PATH ": a kernel with CONFIG_IDLE_PAGE_TRACKING (RHEL, Fedora, Ubuntu), and root");
+    else if (error == -EPERM)
+        snprintf(lacks, bytes,
+                 "page_idle and the frame numbers of /proc/PID/pagemap are not for this process: needs "
+                 "root with CAP_SYS_ADMIN");
+    else
+        snprintf(lacks, bytes, "%s " FL_PAGE_IDLE_PATH " fails: %s", what, strerror(-error));
+    fl_page_idle_close(&idle);
+    return !error;
 }

@@ -8,6 +8,8 @@
 #ifndef FL_TRACK_PAGE_IDLE_H
 #define FL_TRACK_PAGE_IDLE_H
 
+#include <stddef.h>
+
 #include "swap/vm.h"
 
 #define FL_PAGE_IDLE_PATH "/sys/kernel/mm/page_idle/bitmap"
@@ -26,8 +28,11 @@ struct fl_page_idle {
     uint64_t flags[64];
 };
 
-/* Whether the kernel shows frame numbers to this process. */
-bool fl_page_idle_sees_frames(void);
+/*
+ * Whether the bitmap can be used by this process: a page of its own is marked and asked about. If not, `lacks` gets a
+ * sentence. Whether it stays marked is not asked: frames that are on no LRU list yet do not.
+ */
+bool fl_page_idle_try(char *lacks, size_t bytes);
 
 /* -ENODEV: there is no bitmap. -EPERM: it, or the frame numbers, are not for this process. */
 int fl_page_idle_open(struct fl_page_idle *idle);

@@ -17,6 +17,8 @@ long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t cate
     long count = ioctl(vm->pagemap_fd, PAGEMAP_SCAN, &scan);
     if (count < 0)
         return -errno;
+    if (scan.walk_end <= *from) /* it says that it has walked, and has not: never go round in a circle */
+        return -EPROTO;
     *from = scan.walk_end;
     return count;
 }

@@ -31,12 +31,12 @@ struct fl_tracker {
 
 static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
     (void)pid;
-    bool possible = kernel->rwp && kernel->minor_shmem && kernel->events && kernel->pagemap_scan;
+    bool possible = kernel->rwp && kernel->events;
     snprintf(detail, bytes, "%s",
              possible ? "exact to a page, KVM's mappings included, nothing is stopped; each touched page costs the "
                         "guest one short fault a scan"
-             : kernel->rwp ? "userfaultfd has RWP, but not MINOR on shmem or PAGEMAP_SCAN, which go with it"
-                           : "needs userfaultfd RWP and RWP_ASYNC: a kernel with CONFIG_USERFAULTFD_RWP (Linux 7.3)");
+             : kernel->rwp ? "this kernel's userfaultfd does not tell when memory is freed, moved or forked"
+                           : kernel->rwp_lacks);
     return possible;
 }
 

@@ -158,8 +158,9 @@ static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail
     snprintf(detail, bytes, "%s",
              possible ? "exact to a page, KVM's mappings included; the VMM's main thread is stopped for some tens of "
                         "microseconds a chunk, and each touched page costs the guest one fault a scan"
-                      : "needs userfaultfd WP on shmem with events and PAGEMAP_SCAN: Linux 6.7 or newer with "
-                        "CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP");
+             : !kernel->wp_shmem     ? kernel->wp_lacks
+             : !kernel->pagemap_scan ? kernel->pagemap_scan_lacks
+                                     : "this kernel's userfaultfd does not tell when memory is freed, moved or forked");
     return possible;
 }
 

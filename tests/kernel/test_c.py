@@ -19,6 +19,7 @@ MUST_RUN = frozenset(
         "test_evict_race",
         "test_kvm_guest",
         "test_pager_kill",
+        "test_probe_half",
         "test_rwp_anonymous",
         "test_rwp_pitfalls",
         "test_tracker_choice",

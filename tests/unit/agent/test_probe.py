@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from rich.console import Console
@@ -73,6 +73,17 @@ class World:
         return found, {vmm.pid: vmm for vmm in found.vmms}
 
 
+def kernel(**lacks: str) -> KernelFeatures:
+    """A kernel that has everything, but for what has a sentence in ``lacks``: ``rwp="..."``."""
+    values: dict[str, Any] = {
+        name: "" if name.endswith("_lacks") else True for name in KernelFeatures.__dataclass_fields__
+    }
+    for name, sentence in lacks.items():
+        field_name = {"wp": "wp_shmem", "idle": "idle_page_tracking", "damon": "damon_vaddr"}.get(name, name)
+        values |= {field_name: False, f"{name}_lacks": sentence}
+    return KernelFeatures(**values | {"raw_features": 0})
+
+
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
@@ -97,9 +108,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         def sweep(self) -> list[Vmm]:
             return [Vmm(ProcessId(pid, 1), f"vm-{pid}", "", "/usr/bin/qemu") for pid in (SERVED, FREE, REFUSED, BROKEN)]
 
-    flags = dict.fromkeys(KernelFeatures.__dataclass_fields__, True)
-    del flags["raw_features"]
-    monkeypatch.setattr(probing, "probe_kernel", lambda: KernelFeatures(**flags, raw_features=0))
+    monkeypatch.setattr(probing, "probe_kernel", lambda: kernel())
     monkeypatch.setattr(probing, "probe_trackers", world.probe_trackers)
     monkeypatch.setattr(probing, "inspect", world.inspect)
     monkeypatch.setattr(probing, "View", FakeView)
@@ -126,6 +135,24 @@ def test_the_host_says_what_is_possible_chosen_and_why(world: World) -> None:
     world.possible.clear()
     none, _ = world.look((Tracker.IDLE,))
     assert (none.tracker, none.tracker_why) == ("", "none of idle is possible here, nor any other")
+
+
+def test_a_feature_that_is_there_by_half_says_which_half_is_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = kernel(wp="UFFDIO_WRITEPROTECT does not keep writes from a page", rwp="UFFDIO_RWPROTECT fails: [EINVAL]")
+    monkeypatch.setattr(probing, "probe_kernel", lambda: half)
+    found, _ = world.look()
+    assert not found.able, "what is needed works by half, and that is not enough"
+    lacking = {feature.name: feature.lacks for feature in found.features if not feature.there}
+    assert lacking == {"wp_shmem": half.wp_lacks, "rwp": half.rwp_lacks}
+    assert all(feature.lacks == "" for feature in found.features if feature.there)
+    console = Console(file=io.StringIO(), width=300)
+    print_probe(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "makes zap exact to a page - UFFDIO_WRITEPROTECT does not keep writes from a page" in text
+    assert "UFFDIO_RWPROTECT fails: [EINVAL]" in text
 
 
 def test_a_vm_that_is_served_says_what_is_in_use_and_one_that_is_not_what_would_be(world: World) -> None:
