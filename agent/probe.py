@@ -14,10 +14,10 @@ from frostline.agent.mglru import ColdEstimate, Mglru
 from frostline.agent.trackers import freeze_for, preferred, trackers_text, why_preferred
 from frostline.native import (
     Freeze,
-    Inspection,
     KernelFeatures,
     NativeError,
     Refusal,
+    State,
     Status,
     Tracker,
     TrackerProbe,
@@ -163,23 +163,42 @@ def in_use(status: Status, next_one: Tracker, why_next: str) -> str:
         said.append(why_next)
     elif next_one is Tracker.NONE:
         said.append(f"for a new pager {why_next}")
-    elif freeze_for(next_one) is not status.freeze and status.evicted_pages:
-        said.append(
-            f"a new pager cannot take {next_one.word} while pages are away, for memory is registered for "
-            f"{status.freeze.word}: drain the VM, then release it"
-        )
     else:
         said.append(f"a new pager would take {next_one.word}: {why_next}; `frostline-agent release` starts one")
     return "; ".join(said)
 
 
-def probe(wanted: tuple[Tracker, ...] = ()) -> Probe:
-    """Look at the kernel and at every VMM. Touches neither; reads all of /proc. ``wanted``: see ``parse_trackers``."""
+def kept_for(status: Status | None) -> Freeze:
+    """How memory is registered and will be by the next pager too; NONE: as that one likes."""
+    stays = status is not None and (status.evicted_pages or status.poisoned_pages or status.state is State.CORRUPT)
+    return status.freeze if status is not None and stays else Freeze.NONE
+
+
+def why_here(
+    wanted: tuple[Tracker, ...], host: Iterable[TrackerProbe], here: Iterable[TrackerProbe], registered: Freeze
+) -> str:
+    """Why the next pager at one VM takes what ``preferred`` says, and why not what it would take at any other."""
+    host, here = tuple(host), tuple(here)
+    said = why_preferred(wanted, here, registered)
+    rather = preferred(wanted, host)
+    if rather not in (Tracker.NONE, preferred(wanted, here, registered)):
+        lacks = "".join(f": {probe.detail}" for probe in here if probe.tracker is rather)
+        said += f"; {rather.word} goes before it and is possible on this host, but not at this VM now{lacks}"
+    return said
+
+
+def probe(wanted: tuple[Tracker, ...] = (), scan_interval_seconds: float = 0.0) -> Probe:
+    """Look at the kernel and at every VMM. Touches neither; reads all of /proc.
+
+    ``wanted``: see ``parse_trackers``. ``scan_interval_seconds``: of pagers to come; 0: their own.
+    """
     kernel = probe_kernel()
     table = features(kernel)
     opens = kernel.userfaultfd_device or kernel.userfaultfd_syscall
     able = opens and all(feature.there for feature in table if feature.needed)
     mglru = Mglru()
+    interval_ms = round(scan_interval_seconds * 1000)
+    vmms = Discovery().sweep()
     probes = probe_trackers()
     chosen = preferred(wanted, probes)
     freeze = freeze_for(chosen) if kernel.wp_shmem or chosen is Tracker.RWP else Freeze.NONE
@@ -194,20 +213,17 @@ def probe(wanted: tuple[Tracker, ...] = ()) -> Probe:
         freeze_method=freeze.word,
         freeze_why=_FREEZE_WHY[freeze],
         mglru=f"mglru {mglru.why_not() or 'tells an estimate of what is cold in their cgroups'}",
-        vmms=tuple(_with_estimates([_finding(vmm, wanted) for vmm in Discovery().sweep()], mglru)),
+        vmms=tuple(_with_estimates([_finding(vmm, wanted, probes, interval_ms) for vmm in vmms], mglru)),
     )
 
 
-def _finding(vmm: Vmm, wanted: tuple[Tracker, ...]) -> VmmFinding:
+def _finding(vmm: Vmm, wanted: tuple[Tracker, ...], host: tuple[TrackerProbe, ...], interval_ms: int) -> VmmFinding:
     pid = vmm.process.pid
     try:
-        found: Inspection | None = inspect(pid)
-        probes = probe_trackers(pid)
-        failure = ""
+        found = inspect(pid)
+        probes = probe_trackers(pid, found.memory_bytes or vmm.memory_bytes, interval_ms)
     except NativeError as error:
-        found, probes, failure = None, (), str(error)
-    if found is None:
-        return VmmFinding(pid, vmm.name, vmm.uuid, vmm.executable, 0, False, 0, 0, "internal", failure)
+        return VmmFinding(pid, vmm.name, vmm.uuid, vmm.executable, 0, False, 0, 0, "internal", str(error))
     served = found.refusal is Refusal.ALREADY_SERVED or found.served_by_pid > 0
     finding = VmmFinding(
         pid=pid,
@@ -221,9 +237,10 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...]) -> VmmFinding:
         refusal="" if served or not found.refusal else found.refusal.word,
         sentence=found.detail or ("served now" if served else "can be served"),
     )
-    chosen, why = preferred(wanted, probes), why_preferred(wanted, probes)
-    status = _status(pid) if served else None
-    if status is not None:
+    status = _status(pid) if found.has_vault else None
+    registered = kept_for(status)
+    chosen, why = preferred(wanted, probes, registered), why_here(wanted, host, probes, registered)
+    if status is not None and served:
         return replace(
             finding,
             tracker=status.tracker.word if status.tracker else "",
@@ -238,7 +255,7 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...]) -> VmmFinding:
         finding,
         tracker=chosen.word if chosen else "",
         tracker_why=why,
-        freeze_method=freeze_for(chosen).word,
+        freeze_method=(registered or freeze_for(chosen)).word,
         trackers=tracker_findings(probes, wanted, chosen),
     )
 

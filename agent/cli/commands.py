@@ -142,10 +142,9 @@ def probe(limits: LimitsFile = None, trackers: Trackers = None, as_json: AsJson 
 
     settings = _settings({"limits": limits, "trackers": trackers})
     try:
-        wanted = settings.trackers
-        if wanted is None:
-            wanted = load_limits(settings.limits).document.trackers or ()
-        found = look(wanted)
+        document = load_limits(settings.limits).document
+        wanted = settings.trackers if settings.trackers is not None else document.trackers or ()
+        found = look(wanted, document.scan_interval or 0.0)
     except LimitsError as error:
         _fail(Exit.USAGE, str(error))
     except OSError as error:

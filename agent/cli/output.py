@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from frostline.agent.probe import Probe
+from frostline.agent.probe import Probe, VmmFinding
 from frostline.wire.units import format_duration, format_size
 
 
@@ -20,7 +21,8 @@ def print_probe(probe: Probe, console: Console) -> None:
         table.add_column(column)
     for feature in probe.features:
         there = "[green]yes[/]" if feature.there else ("[red]no[/]" if feature.needed else "[dim]no[/]")
-        lacks = f" - {escape(feature.lacks)}" if feature.lacks else ""
+        # What only a tracker needs, the table of trackers tells.
+        lacks = f" - {escape(feature.lacks)}" if feature.lacks and feature.needed else ""
         table.add_row(feature.name, there, "yes" if feature.needed else "", f"{feature.purpose}{lacks}")
     console.print(table)
     table = Table(title=f"Trackers (wanted: {probe.trackers_wanted})", title_justify="left")
@@ -55,16 +57,31 @@ def print_probe(probe: Probe, console: Console) -> None:
     for vmm in probe.vmms:
         console.print(f"{escape(vmm.name)}: {escape(vmm.sentence)}")
         if vmm.tracker_why:
-            console.print(f"  tracker {vmm.tracker or 'none'}: {escape(vmm.tracker_why)}")
+            would = "" if vmm.tracker_in_use else f"{vmm.tracker or 'none'} would be used, "
+            console.print(f"  tracker: {would}{escape(vmm.tracker_why)}")
+            for line in _other_choices(vmm, of_host):
+                console.print(f"  {escape(line)}")
         if vmm.cold_estimate:
             console.print(f"  {estimate_text(vmm.cold_estimate)}")
         elif vmm.no_estimate_why and vmm.no_estimate_why != probe.mglru:
             console.print(f"  no estimate of its cold memory: {escape(vmm.no_estimate_why)}")
+
+
+def _other_choices(vmm: VmmFinding, of_host: set[tuple[str, bool, str]]) -> Iterator[str]:
+    """What each tracker that is not chosen would give, or why it is not possible; what was said is referred to."""
+    for possible, words in ((True, "could be used"), (False, "not possible")):
+        said = []
         for tracker in vmm.trackers:
-            # What holds for the whole host stands above.
-            if (tracker.name, tracker.possible, tracker.detail) not in of_host:
-                possible = "possible" if tracker.possible else "not possible"
-                console.print(f"  {tracker.name} for this VM: {possible}; {escape(tracker.detail)}")
+            if tracker.chosen or tracker.possible is not possible:
+                continue
+            if (tracker.name, possible, tracker.detail) in of_host:
+                said.append(f"{tracker.name} (see above)")
+            elif not possible and tracker.detail in vmm.tracker_why:
+                said.append(f"{tracker.name} (as just said)")
+            else:
+                said.append(f"{tracker.name} ({tracker.detail})")
+        if said:
+            yield f"{words}: {'; '.join(said)}"
 
 
 def print_status(status: dict[str, Any], console: Console) -> None:

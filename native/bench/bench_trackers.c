@@ -268,7 +268,7 @@ static void measure_steady(struct run *run, uint32_t touched) {
 
 static void print_probe(void) {
     struct fl_tracker_probe probes[FL_TRACKERS];
-    int error = fl_probe_trackers(0, probes);
+    int error = fl_probe_trackers(0, 0, 0, probes);
     if (error)
         fail("probe", error);
     for (uint32_t i = 0; i < FL_TRACKERS && probes[i].tracker; i++)
@@ -370,7 +370,7 @@ int main(int argc, char **argv) {
         fail("probe", error);
     for (uint32_t i = 0; i < asked.trackers.count; i++) {
         const struct fl_tracker_ops *ops = asked.trackers.ops[i];
-        if (ops->probe(0, &kernel, detail, sizeof(detail)))
+        if (ops->probe(&(const struct fl_tracked){0}, &kernel, detail, sizeof(detail)))
             measure_tracker(&asked, ops);
         else
             fprintf(stderr, "bench_trackers: %s is not possible here: %s\n", fl_tracker_name(ops->kind), detail);

@@ -25,6 +25,7 @@
 #define FL_DETAIL_BYTES 256
 #define FL_RECORDS_MAX 1024
 #define FL_TRACKERS 4
+#define FL_SCAN_INTERVAL_MS 10000 /* between scans, when nobody says otherwise */
 
 /* Version of the library, e.g. "0.1.0". */
 const char *fl_version(void);
@@ -122,10 +123,13 @@ struct fl_tracker_probe {
     char detail[FL_DETAIL_BYTES]; /* a sentence: what it gives, or what is missing and how to get it */
 };
 /*
- * What each tracker would do for process `pid` (0: for any VM of this host), in the order in which a pager prefers
- * them. Touches nothing. 0 or a negative errno.
+ * What each tracker would do for a pager that starts at process `pid` as it is now (0: at any VM of this host), in the
+ * order in which a pager prefers them. Where it was attached to before, its vault knows its memory, its scan interval, how
+ * its memory is registered, and whether that can be changed; else the first two are as given here, 0 being unknown and
+ * FL_SCAN_INTERVAL_MS. Touches nothing. 0 or a negative errno.
  */
-int fl_probe_trackers(int pid, struct fl_tracker_probe *out /* FL_TRACKERS of them */);
+int fl_probe_trackers(int pid, uint64_t memory_bytes, uint32_t scan_interval_ms,
+                      struct fl_tracker_probe *out /* FL_TRACKERS of them */);
 
 /* How a page is held still while it is copied out; fixed by how its range is registered. */
 enum fl_freeze {

@@ -45,8 +45,9 @@ static const struct fl_tracker_ops no_tracker = {
 /* The next of the list that can be made, from the place where the last choice ended. */
 static bool choose_next(struct fl_scanner *scanner) {
     struct fl_vm *vm = scanner->vm;
+    const struct fl_tracked tracked = fl_tracked_of(vm);
     const struct fl_tracker_ops *ops;
-    while ((ops = fl_tracker_next(&scanner->list, &scanner->place, vm->pid, vm->freeze))) {
+    while ((ops = fl_tracker_next(&scanner->list, &scanner->place, &tracked))) {
         int error = ops->create(vm, scanner->faults, &scanner->tracker);
         if (!error) {
             scanner->ops = ops;

@@ -93,11 +93,10 @@ static int make_vault(struct fl_vm *vm, const struct fl_inspection *found, struc
 
 /* How the regions should be registered: by what the first tracker that will work here needs. */
 static enum fl_freeze wanted_freeze(struct fl_vm *vm, const struct fl_options *options) {
+    struct fl_tracked tracked = fl_tracked_of(vm);
+    tracked.freeze = FL_FREEZE_NONE;
     uint32_t place = 0;
-    const struct fl_tracker_ops *ops;
-    do {
-        ops = fl_tracker_next(&options->trackers, &place, vm->pid, FL_FREEZE_NONE);
-    } while (ops && !fl_uffd_allows(vm, ops->freeze ? ops->freeze : FL_FREEZE_WP));
+    const struct fl_tracker_ops *ops = fl_tracker_next(&options->trackers, &place, &tracked);
     return ops && ops->freeze ? ops->freeze : FL_FREEZE_WP;
 }
 
@@ -269,7 +268,8 @@ int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl
     struct fl_vault_header *header = vm->vault.header;
     atomic_store(&header->pager_pid, (uint32_t)getpid());
     if (options->scan_interval_ms || !atomic_load(&header->scan_interval_ms))
-        atomic_store(&header->scan_interval_ms, options->scan_interval_ms ? options->scan_interval_ms : 10000);
+        atomic_store(&header->scan_interval_ms,
+                     options->scan_interval_ms ? options->scan_interval_ms : FL_SCAN_INTERVAL_MS);
     struct fl_stats *stats = vm->vault.stats;
     if (atomic_load(&stats->sequence) & 1) /* the dead pager was in the middle of publishing */
         atomic_fetch_add(&stats->sequence, 1);

@@ -116,10 +116,15 @@ def probe_kernel() -> KernelFeatures:
     return KernelFeatures(**values)
 
 
-def probe_trackers(pid: int = 0) -> tuple[TrackerProbe, ...]:
-    """What each tracker would do for a process (0: for any VM of this host), the preferred one first."""
+def probe_trackers(pid: int = 0, memory_bytes: int = 0, scan_interval_ms: int = 0) -> tuple[TrackerProbe, ...]:
+    """What each tracker would do for a pager that starts at a process as it is now (0: at any VM of this host).
+
+    The preferred one first. ``memory_bytes`` (0: unknown) and ``scan_interval_ms`` (0: the pager's own) are for a VM
+    that nobody is attached to; of others the vault knows.
+    """
     out = ffi.new("struct fl_tracker_probe[]", lib.FL_TRACKERS)
-    check(lib.fl_probe_trackers(pid, out), f"cannot probe the trackers for process {pid}")
+    error = lib.fl_probe_trackers(pid, memory_bytes, scan_interval_ms, out)
+    check(error, f"cannot probe the trackers for process {pid}")
     return tuple(
         TrackerProbe(tracker=Tracker(probe.tracker), possible=bool(probe.possible), detail=text(probe.detail))
         for probe in out

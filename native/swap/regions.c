@@ -249,7 +249,7 @@ int fl_regions_adopt(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused 
     fl_regions_freeze(vm, freeze);
     int error = adopt_all(vm, why);
     enum fl_freeze other = freeze == FL_FREEZE_RWP ? FL_FREEZE_WP : FL_FREEZE_RWP;
-    if (error && why->refusal != FL_REFUSAL_GONE && fl_uffd_allows(vm, other)) {
+    if (error && why->refusal != FL_REFUSAL_GONE && fl_uffd_allows(vm->uffd_features, other)) {
         /* The kernel knows better than the vault, and does not change from one kind to the other by itself. */
         fl_regions_freeze(vm, other);
         error = adopt_all(vm, why);

@@ -69,8 +69,8 @@ int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why) {
     return 0;
 }
 
-bool fl_uffd_allows(const struct fl_vm *vm, enum fl_freeze freeze) {
-    return freeze == FL_FREEZE_WP || (freeze == FL_FREEZE_RWP && (vm->uffd_features & FOR_RWP) == FOR_RWP);
+bool fl_uffd_allows(uint64_t features, enum fl_freeze freeze) {
+    return freeze == FL_FREEZE_WP || (freeze == FL_FREEZE_RWP && (features & FOR_RWP) == FOR_RWP);
 }
 
 int fl_uffd_register(struct fl_vm *vm, uint64_t address, uint64_t length) {

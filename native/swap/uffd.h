@@ -25,8 +25,8 @@ int fl_uffd_api(int fd, uint64_t features);
 
 /* Negotiate features on a fresh descriptor; on one that was set up by an earlier pager this changes nothing. */
 int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why);
-/* Whether ranges can be registered for this kind of freeze: by what the descriptor was set up with. */
-bool fl_uffd_allows(const struct fl_vm *vm, enum fl_freeze freeze);
+/* Whether ranges can be registered for this kind of freeze by a descriptor that was set up with `features`. */
+bool fl_uffd_allows(uint64_t features, enum fl_freeze freeze);
 /*
  * Register for MISSING and what vm->freeze takes: WP; or RWP and MINOR, because RWP does not see the first touch of a
  * page that is in the file and not mapped. -EBUSY: another userfaultfd has it, or it is registered for the other kind.

@@ -16,7 +16,7 @@ void need_damon(void) {
     struct fl_kernel_features features;
     char detail[FL_DETAIL_BYTES];
     CHECK(fl_probe_kernel(&features) == 0, "fl_probe_kernel");
-    bool possible = fl_tracker_damon.probe(0, &features, detail, sizeof(detail));
+    bool possible = fl_tracker_damon.probe(&(const struct fl_tracked){0}, &features, detail, sizeof(detail));
     printf("%s%s\n", possible ? "" : "skipped: ", detail);
     fflush(stdout);
     if (!possible)

@@ -15,7 +15,7 @@ void need_page_idle(void) {
     struct fl_kernel_features features;
     char detail[FL_DETAIL_BYTES];
     CHECK(fl_probe_kernel(&features) == 0, "fl_probe_kernel");
-    bool possible = fl_tracker_idle.probe(0, &features, detail, sizeof(detail));
+    bool possible = fl_tracker_idle.probe(&(const struct fl_tracked){0}, &features, detail, sizeof(detail));
     printf("%s%s\n", possible ? "" : "skipped: ", detail);
     if (!possible)
         exit(77);

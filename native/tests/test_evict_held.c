@@ -314,7 +314,7 @@ static void test_device(const struct fl_tracker_ops *ops) {
 static bool allowed(const struct fl_tracker_ops *ops, int pid, char *detail) {
     struct fl_kernel_features kernel;
     fl_probe_tracking(&kernel);
-    return ops->probe(pid, &kernel, detail, FL_DETAIL_BYTES);
+    return ops->probe(&(const struct fl_tracked){.pid = pid}, &kernel, detail, FL_DETAIL_BYTES);
 }
 
 /* Given up before a page goes, and ages stand; whatever takes over does see it. */
@@ -390,7 +390,7 @@ int main(void) {
     CHECK(fl_probe_kernel(&kernel) == 0, "probe");
     for (uint32_t i = 0; i < FL_TRACKERS; i++) {
         const struct fl_tracker_ops *ops = fl_trackers[i];
-        if (!ops->probe(0, &kernel, detail, sizeof(detail))) {
+        if (!ops->probe(&(const struct fl_tracked){0}, &kernel, detail, sizeof(detail))) {
             printf("%-5s not tried: %s\n", fl_tracker_name(ops->kind), detail);
             continue;
         }

@@ -27,7 +27,7 @@ static uint64_t races_wanted(int argc, char **argv) {
 
 static bool possible(const char *tracker) {
     struct fl_tracker_probe probes[FL_TRACKERS];
-    CHECK(fl_probe_trackers(0, probes) == 0, "probe");
+    CHECK(fl_probe_trackers(0, 0, 0, probes) == 0, "probe");
     for (unsigned i = 0; i < FL_TRACKERS; i++) {
         if (strcmp(fl_tracker_name(probes[i].tracker), tracker) == 0 && probes[i].possible)
             return true;

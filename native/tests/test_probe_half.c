@@ -109,10 +109,10 @@ static void probe_half(const void *argument) {
     check(half->name, "rwp", kernel.rwp, whole.rwp, kernel.rwp_lacks, half->rwp);
     check(half->name, "wp_shmem", kernel.wp_shmem, whole.wp_shmem, kernel.wp_lacks, half->wp);
     check(half->name, "pagemap_scan", kernel.pagemap_scan, whole.pagemap_scan, kernel.pagemap_scan_lacks, half->scan);
-    bool possible = fl_tracker_rwp.probe(0, &kernel, detail, sizeof(detail));
+    bool possible = fl_tracker_rwp.probe(&(const struct fl_tracked){0}, &kernel, detail, sizeof(detail));
     CHECK(possible == (kernel.rwp && kernel.events) && (possible || detail[0]), "%s: rwp: %s", half->name, detail);
     CHECK(kernel.rwp || strcmp(detail, kernel.rwp_lacks) == 0, "%s: rwp: %s", half->name, detail);
-    possible = fl_tracker_zap.probe(0, &kernel, detail, sizeof(detail));
+    possible = fl_tracker_zap.probe(&(const struct fl_tracked){0}, &kernel, detail, sizeof(detail));
     CHECK(possible == (kernel.wp_shmem && kernel.events && kernel.pagemap_scan), "%s: zap: %s", half->name, detail);
     CHECK(!half->wp || strcmp(detail, kernel.wp_lacks) == 0, "%s: zap: %s", half->name, detail);
 }

@@ -59,6 +59,19 @@ static void uses(const struct victim *victim, uint32_t tracker, uint32_t freeze,
     printf("%s: tracker %s, freeze %s\n", when, fl_tracker_name(status.tracker), fl_freeze_name(status.freeze));
 }
 
+/* What is said to one who asks which trackers the next pager could use. */
+static void asked(const struct victim *victim, uint32_t tracker, bool possible, const char *words, const char *when) {
+    struct fl_tracker_probe probes[FL_TRACKERS];
+    CHECK(fl_probe_trackers(victim->pid, 0, 0, probes) == 0, "%s: probe", when);
+    for (uint32_t i = 0; i < FL_TRACKERS; i++) {
+        if (probes[i].tracker != tracker)
+            continue;
+        CHECK(probes[i].possible == possible && strstr(probes[i].detail, words), "%s: %s is %spossible: %s", when,
+              fl_tracker_name(tracker), probes[i].possible ? "" : "not ", probes[i].detail);
+        printf("%s: %s is %spossible: %s\n", when, fl_tracker_name(tracker), possible ? "" : "not ", probes[i].detail);
+    }
+}
+
 static void with_vault(const struct victim *victim, void (*edit)(struct fl_vault *)) {
     struct fl_vault vault = vault_of(victim->pid, true);
     edit(&vault);
@@ -89,11 +102,18 @@ static void from_one_to_the_other(uint64_t seed) {
     victim.shared->hot_pages = 64;
     struct session session = start(&victim, "zap");
     uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "zap asked for");
+    if (rwp)
+        asked(&victim, FL_TRACKER_RWP, true, "exact to a page", "in use: zap, nothing away");
     release(&session);
 
     session = start(&victim, "auto");
     uses(&victim, best, best_freeze, "auto, nothing away");
+    asked(&victim, FL_TRACKER_ZAP, true, "exact to a page", "auto, nothing away");
     evict_most(&victim, &session);
+    if (rwp)
+        asked(&victim, FL_TRACKER_ZAP, false, "pages are away: drain the VM, release it, resume it",
+              "in use: rwp, pages away");
+    asked(&victim, best, true, "exact to a page", "pages away");
     release(&session);
 
     session = start(&victim, "zap");
@@ -101,6 +121,7 @@ static void from_one_to_the_other(uint64_t seed) {
     release(&session);
 
     with_vault(&victim, flip_freeze);
+    asked(&victim, best, false, "pages are away: drain the VM, release it, resume it", "freeze flipped in the vault");
     session = start(&victim, "auto");
     uses(&victim, best, best_freeze, "freeze flipped in the vault");
     release(&session);
@@ -122,6 +143,8 @@ static void descriptor_without_rwp(uint64_t seed) {
     uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "zap asked for");
     release(&session);
     with_vault(&victim, forget_rwp);
+    if (rwp_here())
+        asked(&victim, FL_TRACKER_RWP, false, "set up without RWP", "a descriptor without RWP");
     session = start(&victim, "auto");
     uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "a descriptor without RWP");
     release(&session);
@@ -157,6 +180,8 @@ static void lost_page(uint64_t seed) {
     CHECK(pager_tell(session.connection, (struct fl_command){.kind = FL_COMMAND_DRAIN}).error == 0, "drain");
     wait_until(&victim, nothing_away, 30, "drained");
     release(&session);
+    if (rwp_here())
+        asked(&victim, FL_TRACKER_RWP, false, "pages of it are lost", "a page is lost, nothing away");
 
     session = start(&victim, "auto");
     uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "a page is lost, nothing away");

@@ -24,7 +24,7 @@ static void drop_admin(void) {
 static bool is_possible(char *detail) {
     struct fl_kernel_features features;
     CHECK(fl_probe_kernel(&features) == 0, "fl_probe_kernel");
-    return fl_tracker_idle.probe(0, &features, detail, FL_DETAIL_BYTES);
+    return fl_tracker_idle.probe(&(const struct fl_tracked){0}, &features, detail, FL_DETAIL_BYTES);
 }
 
 /* Page frame numbers are there to be read, and all are 0. */

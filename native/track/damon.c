@@ -350,7 +350,22 @@ static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tr
     return 0;
 }
 
-static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
+/* Before anything was measured: on a slower machine regions become larger. */
+static void describe_grain(const struct fl_tracked *vm, char *text, size_t bytes) {
+    uint32_t interval_ms = vm->scan_interval_ms ? vm->scan_interval_ms : FL_SCAN_INTERVAL_MS;
+    uint32_t grain = fl_damon_grain(vm->memory_bytes / FL_PAGE_SIZE, interval_ms, 0, 0);
+    if (!vm->memory_bytes)
+        snprintf(text, bytes, "exact to a page as far as 2 %% of a CPU reach, by larger regions beyond");
+    else if (grain == 1)
+        snprintf(text, bytes, "exact to a page at this VM's size, in about %.2g %% of a CPU",
+                 fl_damon_cpu_percent(vm->memory_bytes / FL_PAGE_SIZE, interval_ms));
+    else
+        snprintf(text, bytes,
+                 "an estimate at this VM's size: by regions of about %u KiB, of which one page speaks for all",
+                 grain * (FL_PAGE_SIZE / 1024));
+}
+
+static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
     struct fl_damon_trace trace;
     if (!kernel->damon_vaddr) {
         snprintf(detail, bytes, "%s", kernel->damon_lacks);
@@ -365,11 +380,13 @@ static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail
                  strerror(-error));
         return false;
     }
-    if (fl_damon_taken(detail, bytes) || fl_direct_io_forbids(pid, detail, bytes))
+    if (fl_damon_taken(detail, bytes) || fl_direct_io_forbids(vm->pid, detail, bytes))
         return false;
+    char grain[128];
+    describe_grain(vm, grain, sizeof(grain));
     snprintf(detail, bytes,
-             "exact to a page as far as 2 %% of a CPU reach, by larger regions beyond; KVM's mappings "
-             "included, nothing is stopped, the guest pays nothing; damon_stat is off meanwhile");
+             "%s; KVM's mappings included, nothing is stopped, the guest pays nothing; damon_stat is off meanwhile",
+             grain);
     return true;
 }
 

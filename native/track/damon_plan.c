@@ -36,11 +36,9 @@ static uint64_t divide_up(uint64_t number, uint64_t by) {
     return (number + by - 1) / by;
 }
 
-/* Coarser as soon as the budget asks for it; finer only when there is room to spare, lest it goes to and fro. */
-static uint32_t choose_grain(struct fl_vm *vm, uint64_t region_cost_ns, uint64_t pages, uint32_t before) {
-    uint64_t interval_ns = atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS;
+uint32_t fl_damon_grain(uint64_t pages, uint32_t interval_ms, uint64_t region_cost_ns, uint32_t before) {
     uint64_t cost_ns = region_cost_ns ? region_cost_ns : REGION_COST_FIRST_NS;
-    uint64_t allowed = interval_ns * FL_DAMON_BUDGET_PERMILLE / 1000 / cost_ns;
+    uint64_t allowed = interval_ms * FL_NS_PER_MS * FL_DAMON_BUDGET_PERMILLE / 1000 / cost_ns;
     if (allowed > FL_DAMON_REGIONS_MAX)
         allowed = FL_DAMON_REGIONS_MAX;
     if (allowed < REGIONS_MIN)
@@ -53,13 +51,17 @@ static uint32_t choose_grain(struct fl_vm *vm, uint64_t region_cost_ns, uint64_t
     return grain;
 }
 
+double fl_damon_cpu_percent(uint64_t regions, uint32_t interval_ms) {
+    return 100.0 * (double)(regions * REGION_COST_FIRST_NS) / (double)(interval_ms * FL_NS_PER_MS);
+}
+
 void fl_damon_make_plan(struct fl_vm *vm, uint64_t region_cost_ns, struct fl_damon_plan *plan) {
     uint32_t before = plan->grain;
     *plan = (struct fl_damon_plan){.count = 0};
     find_ranges(vm, plan);
     if (!plan->count)
         return;
-    plan->grain = choose_grain(vm, region_cost_ns, plan->pages, before);
+    plan->grain = fl_damon_grain(plan->pages, atomic_load(&vm->vault.header->scan_interval_ms), region_cost_ns, before);
     plan->regions_min = divide_up(plan->pages, plan->grain);
     if (plan->regions_min < KERNEL_REGIONS_MIN)
         plan->regions_min = KERNEL_REGIONS_MIN;

@@ -19,6 +19,15 @@ struct fl_damon_plan {
 };
 
 /*
+ * Pages a region, that the budget allows a VM of so many pages. Coarser than `before` (0: nothing was) as soon as the
+ * budget asks for it; finer only when there is room to spare, lest it goes to and fro. `region_cost_ns`: CPU time for one
+ * region and scan; 0: not measured yet.
+ */
+uint32_t fl_damon_grain(uint64_t pages, uint32_t interval_ms, uint64_t region_cost_ns, uint32_t before);
+/* Share of one CPU that so many regions would take, before anything was measured. */
+double fl_damon_cpu_percent(uint64_t regions, uint32_t interval_ms);
+
+/*
  * `plan` holds the one before (or zeros) and gets the new one. `region_cost_ns`: CPU time for one region and scan; 0: not measured
  * yet. A VM without memory has a plan without ranges.
  */

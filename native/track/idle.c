@@ -64,12 +64,12 @@ static bool switched_on(const char *path) {
     return fl_proc_read(path, text, sizeof(text)) == 0 && (text[0] == 'Y' || strtoul(text, NULL, 0) > 0);
 }
 
-static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
+static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
     if (!kernel->idle_page_tracking) {
         snprintf(detail, bytes, "%s", kernel->idle_lacks);
         return false;
     }
-    if (fl_direct_io_forbids(pid, detail, bytes))
+    if (fl_direct_io_forbids(vm->pid, detail, bytes))
         return false;
     bool lru_gen = switched_on("/sys/kernel/mm/lru_gen/enabled");
     bool damon = switched_on("/sys/module/damon_stat/parameters/enabled");

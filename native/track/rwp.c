@@ -29,9 +29,15 @@ struct fl_tracker {
     struct fl_pagemap pagemap;
 };
 
-static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
-    (void)pid;
+static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
     bool possible = kernel->rwp && kernel->events;
+    if (possible && vm->attached && !fl_uffd_allows(vm->uffd_features, FL_FREEZE_RWP)) {
+        snprintf(
+            detail, bytes,
+            "the userfaultfd that this VM holds was set up without RWP, which is for good: detach the VM, then resume "
+            "it, and it gets another");
+        return false;
+    }
     snprintf(detail, bytes, "%s",
              possible ? "exact to a page, KVM's mappings included, nothing is stopped; each touched page costs the "
                         "guest one short fault a scan"

@@ -18,6 +18,18 @@
 struct fl_tracker;
 struct fl_fault_server;
 
+/* What is known of a VM when a tracker is chosen for it. Zeros: any VM of this host. */
+struct fl_tracked {
+    int pid;
+    uint64_t memory_bytes;     /* 0: not known */
+    uint32_t scan_interval_ms; /* 0: FL_SCAN_INTERVAL_MS */
+    bool attached;             /* it holds a userfaultfd, which was set up with these features for its life */
+    uint64_t uffd_features;
+    enum fl_freeze
+        freeze;     /* its memory is registered for this and cannot be for the other; FL_FREEZE_NONE: for either */
+    char until[96]; /* what has to happen before it can: "until ...", "while ..." */
+};
+
 struct fl_tracker_ops {
     enum fl_tracker_kind kind;
     enum fl_freeze freeze; /* how ranges must be registered; FL_FREEZE_NONE: either way will do */
@@ -25,10 +37,10 @@ struct fl_tracker_ops {
     /* It sees pages that the kernel pins for direct I/O. One that does not is given up as soon as the VMM may do that. */
     bool sees_io;
     /*
-     * Whether it can be used here, for process `pid` or (0) for any; `detail` gets a sentence: what it gives, or what
-     * is missing. Changes nothing.
+     * Whether it can be used at this VM, however its memory is registered; `detail` gets a sentence: what it gives, or
+     * what is missing. Changes nothing.
      */
-    bool (*probe)(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes);
+    bool (*probe)(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes);
     /* `faults` answers the messages that arming may cause. 0 or a negative errno. */
     int (*create)(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out);
     /* Disarm: what it changed on the host is put back as it was. NULL is harmless. */
@@ -67,11 +79,14 @@ struct fl_tracker_list {
 /* "rwp,zap" or "auto". false: an unknown or doubled name, or none. */
 bool fl_tracker_list_parse(const char *text, struct fl_tracker_list *out);
 
+/* A VM as its own pager knows it, whose memory stays registered as it is. */
+struct fl_tracked fl_tracked_of(struct fl_vm *vm);
+
 /*
- * The first of the list from `*place` on that is possible for the VM and whose freeze fits (FL_FREEZE_NONE: any does);
- * *place is moved behind it. NULL: none is left. What was passed over is logged with its reason.
+ * The first of the list from `*place` on that is possible for the VM and goes with how its memory is registered; *place
+ * is moved behind it. NULL: none is left. What was passed over is logged with its reason.
  */
-const struct fl_tracker_ops *fl_tracker_next(const struct fl_tracker_list *list, uint32_t *place, int pid,
-                                             enum fl_freeze freeze);
+const struct fl_tracker_ops *fl_tracker_next(const struct fl_tracker_list *list, uint32_t *place,
+                                             const struct fl_tracked *vm);
 
 #endif

@@ -152,8 +152,8 @@ static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     return error;
 }
 
-static bool probe(int pid, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
-    (void)pid;
+static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
+    (void)vm;
     bool possible = kernel->wp_shmem && kernel->events && kernel->pagemap_scan;
     snprintf(detail, bytes, "%s",
              possible ? "exact to a page, KVM's mappings included; the VMM's main thread is stopped for some tens of "

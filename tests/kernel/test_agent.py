@@ -102,6 +102,14 @@ def wait_vm(ask: Running, agent: Running, wanted: Callable[[dict[str, Any]], obj
         time.sleep(_POLL_SECONDS)
 
 
+def probe_vm(kernel: Kernel) -> dict[str, Any]:
+    """What `probe` says of the VM; its trackers by name."""
+    command = ["frostline-agent", "probe", "--json", "--limits", "/etc/limits.yaml"]
+    said = json.loads(kernel.run(command, timeout=_AGENT_LIMIT_SECONDS).check().stdout)
+    found: dict[str, Any] = next(vmm for vmm in said["vmms"] if vmm["regions"])
+    return found | {"trackers": {tracker["name"]: tracker for tracker in found["trackers"]}}
+
+
 @pytest.mark.timeout(400)
 def test_probe_finds_what_this_kernel_is_booted_for(host: Kernel) -> None:
     said = json.loads(host.run(["frostline-agent", "probe", "--json"], timeout=_AGENT_LIMIT_SECONDS).check().stdout)
@@ -115,6 +123,11 @@ def test_probe_finds_what_this_kernel_is_booted_for(host: Kernel) -> None:
 def test_a_vm_under_kvm_is_evicted_served_and_let_go(host: Kernel) -> None:
     vm = Vm(host)
     vm.wait(lambda status: status["phase"] == "run", "filled")
+    probed = probe_vm(host)
+    assert (probed["tracker"], probed["tracker_in_use"], probed["freeze_method"]) == ("rwp", False, "rwp")
+    # 160 MiB, a scan each second: 2 % of a CPU are 20 ms, and a page costs 1.5 us.
+    assert "regions of about 16 KiB" in probed["trackers"]["damon"]["detail"], probed
+    assert probed["trackers"]["zap"]["possible"]
     command = ["frostline-agent", "standalone", "--policy", "/etc/policy.yaml", "--limits", "/etc/limits.yaml"]
     command += ["--discovery-interval", "1s", "--report-interval", "2s", "--metrics-listen", "", "--detach-on-exit"]
     agent = host.start([*command, "--log-format", "json"], timeout=_LIMIT_SECONDS, keep_children=True)
@@ -127,6 +140,11 @@ def test_a_vm_under_kvm_is_evicted_served_and_let_go(host: Kernel) -> None:
     shown = wait_vm(ask, agent, away, "evicted by 24 MiB")
     assert shown["pager"]["tracker"] == "rwp", shown["pager"]
     assert len(vm.injected()) >= 2
+    probed = probe_vm(host)
+    assert probed["tracker_why"] == "rwp is in use; the first of rwp,zap,idle,damon that is possible here"
+    zap = probed["trackers"]["zap"]
+    assert not zap["possible"] and "pages are away: drain the VM, release it, resume it" in zap["detail"], probed
+    assert probed["trackers"]["damon"]["possible"] and "KiB" in probed["trackers"]["damon"]["detail"], probed
     host.shell("kill -9 $(pidof frostline-pager)")
     shown = wait_vm(ask, agent, lambda shown: shown["pager_restarts"] == 1 and away(shown), "served by the next pager")
     vm.verify(1)

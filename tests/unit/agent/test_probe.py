@@ -17,7 +17,7 @@ from frostline.agent import probe as probing
 from frostline.agent.cli.output import print_probe
 from frostline.agent.discovery import Vmm
 from frostline.agent.mglru import ColdEstimate
-from frostline.agent.probe import Probe, VmmFinding, in_use, probe
+from frostline.agent.probe import Probe, VmmFinding, in_use, kept_for, probe
 from frostline.agent.procfs import ProcessId
 from frostline.agent.trackers import KNOWN
 from frostline.native import (
@@ -26,6 +26,7 @@ from frostline.native import (
     KernelFeatures,
     NativeError,
     Refusal,
+    State,
     Status,
     Tracker,
     TrackerProbe,
@@ -43,13 +44,19 @@ class World:
     possible: set[Tracker] = field(default_factory=lambda: {Tracker.RWP, Tracker.ZAP})
     impossible_at: dict[int, Tracker] = field(default_factory=dict)
     no_mglru: str = ""
+    asked: dict[int, tuple[int, int]] = field(default_factory=dict)  # memory and scan interval, by pid
     status: Status = field(default_factory=lambda: a_status(tracker=Tracker.RWP, freeze=Freeze.RWP))
 
-    def probe_trackers(self, pid: int = 0) -> tuple[TrackerProbe, ...]:
+    def probe_trackers(
+        self, pid: int = 0, memory_bytes: int = 0, scan_interval_ms: int = 0
+    ) -> tuple[TrackerProbe, ...]:
+        self.asked[pid] = (memory_bytes, scan_interval_ms)
         gone = self.impossible_at.get(pid)
         return tuple(
             TrackerProbe(
-                tracker, tracker in self.possible and tracker is not gone, f"{tracker.word} at {gone or 'any'}"
+                tracker,
+                tracker in self.possible and tracker is not gone,
+                f"{tracker.word} at {'this one' if tracker is gone else 'any'}",
             )
             for tracker in KNOWN
         )
@@ -68,8 +75,8 @@ class World:
         known: dict[int, ColdEstimate | str] = {FREE: "no swap", BROKEN: "no swap"}
         return {pid: known.get(pid) or ColdEstimate((9 * GIB, 1 << 20, 0, 0), 5.0, 1) for pid in pids}
 
-    def look(self, wanted: tuple[Tracker, ...] = ()) -> tuple[Probe, dict[int, VmmFinding]]:
-        found = probe(wanted)
+    def look(self, wanted: tuple[Tracker, ...] = (), seconds: float = 0.0) -> tuple[Probe, dict[int, VmmFinding]]:
+        found = probe(wanted, seconds)
         return found, {vmm.pid: vmm for vmm in found.vmms}
 
 
@@ -150,9 +157,7 @@ def test_a_feature_that_is_there_by_half_says_which_half_is_missing(
     console = Console(file=io.StringIO(), width=300)
     print_probe(found, console)
     assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert "makes zap exact to a page - UFFDIO_WRITEPROTECT does not keep writes from a page" in text
-    assert "UFFDIO_RWPROTECT fails: [EINVAL]" in text
+    assert "makes zap exact to a page - UFFDIO_WRITEPROTECT does not keep writes from a page" in console.file.getvalue()
 
 
 def test_a_vm_that_is_served_says_what_is_in_use_and_one_that_is_not_what_would_be(world: World) -> None:
@@ -194,12 +199,60 @@ def test_what_looks_cold_is_estimated_of_those_that_nobody_is_attached_to(world:
 def test_another_choice_says_how_to_get_it() -> None:
     zap = a_status(tracker=Tracker.ZAP, freeze=Freeze.WP)
     assert "release" in in_use(zap, Tracker.RWP, "the first of all")
-    away = a_status(tracker=Tracker.ZAP, freeze=Freeze.WP, evicted_pages=1)
-    assert "drain the VM, then release it" in in_use(away, Tracker.RWP, "the first of all")
-    assert "drain" not in in_use(away, Tracker.IDLE, "the first of all")
     switched = a_status(tracker=Tracker.NONE, freeze=Freeze.WP, tracker_switches=3)
     said = in_use(switched, Tracker.NONE, "none of damon is possible here")
     assert "no tracker works now" in said and "failed 3 times" in said and "none of damon" in said
+
+
+def test_a_vm_says_what_keeps_it_from_what_this_host_would_rather_use(world: World) -> None:
+    world.impossible_at = {SERVED: Tracker.RWP, FREE: Tracker.RWP}
+    world.status = a_status(tracker=Tracker.ZAP, freeze=Freeze.WP, evicted_pages=7)
+    found, vmms = world.look()
+    lacking = "rwp goes before it and is possible on this host, but not at this VM now: rwp at this one"
+    first = "the first of rwp,zap,idle,damon that is possible here"
+    assert vmms[SERVED].tracker_why == f"zap is in use; {first}; {lacking}"
+    assert vmms[FREE].tracker_why == f"{first}; {lacking}"
+    console = Console(file=io.StringIO(), width=300)
+    print_probe(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count("rwp at this one") == 2, "said once for each VM"
+    others = "rwp (as just said); idle (see above); damon (see above)"
+    assert text.count(f"  not possible: {others}\n") == 2
+    assert f"  tracker: zap is in use; {first}" in text and f"  tracker: zap would be used, {first}" in text
+    world.possible.add(Tracker.DAMON)
+    world.impossible_at.clear()
+    found, _ = world.look()
+    console = Console(file=io.StringIO(), width=300)
+    print_probe(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert f"zap is in use; a new pager would take rwp: {first}; `frostline-agent release` starts one" in text
+    assert "could be used: rwp (see above); damon (see above)" in text
+
+
+def test_what_is_registered_and_stays_so_decides_what_a_list_falls_back_to(world: World) -> None:
+    """A list of which nothing fits falls back to what goes with how memory is registered; zap does not go with RWP."""
+    world.possible = {Tracker.RWP, Tracker.ZAP, Tracker.DAMON}
+    world.impossible_at = {SERVED: Tracker.ZAP, FREE: Tracker.ZAP}
+    world.status = a_status(tracker=Tracker.RWP, freeze=Freeze.RWP, evicted_pages=7)
+    _, vmms = world.look((Tracker.ZAP,))
+    assert vmms[SERVED].tracker_why == (
+        "rwp is in use; none of zap is possible here, and this is; zap goes before it and is possible on this host, "
+        "but not at this VM now: zap at this one"
+    )
+    assert (vmms[FREE].tracker, vmms[FREE].freeze_method) == ("damon", "wp")
+
+
+def test_registration_stays_while_anything_is_away_or_lost() -> None:
+    for kept in ({"evicted_pages": 1}, {"poisoned_pages": 1}, {"state": State.CORRUPT}):
+        assert kept_for(a_status(freeze=Freeze.RWP, **kept)) is Freeze.RWP
+    assert kept_for(a_status(freeze=Freeze.RWP)) is kept_for(None) is Freeze.NONE
+
+
+def test_trackers_are_asked_about_with_the_size_of_each_vm_and_the_interval_to_come(world: World) -> None:
+    world.look(seconds=2.5)
+    assert world.asked == {0: (0, 0), **dict.fromkeys((SERVED, FREE, REFUSED), (GIB, 2500))}
 
 
 def test_people_read_it_on_a_narrow_terminal_and_programs_as_json(world: World) -> None:
@@ -211,7 +264,7 @@ def test_people_read_it_on_a_narrow_terminal_and_programs_as_json(world: World) 
     text = console.file.getvalue()
     assert "tracker: rwp (the first of rwp,zap,idle,damon that is possible here)" in " ".join(text.split())
     assert "rwp, in use" in text and "vm-13: it is locked" in text
-    assert "rwp for this VM: not possible; rwp at" in " ".join(text.split())
+    assert "but not at this VM now: rwp at" in " ".join(text.split())
     assert json.loads(json.dumps(found.document()))["vmms"][0]["trackers"][0]["name"] == "rwp"
 
 
