@@ -3,7 +3,8 @@
  * Pages that somebody holds past the page tables while they are evicted. A device that writes into one: io_uring's fixed
  * buffers stand in for it, into which the kernel writes without looking at the page table, as a disk does. And a page of a
  * huge page, which then cannot be split. Each part first shows the trouble where there is one without our remedy. Trackers
- * that do not see such a device are given up as soon as the VMM can have one.
+ * that do not see such a device are given up as soon as the VMM can have one. And pages that a vCPU touches while it is the
+ * evictor that holds them.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -35,9 +36,10 @@
 #define HELD 7u      /* the page that is held */
 #define FROM_DISK 90 /* what the device writes */
 #define SECONDS 60u
+#define TOUCH_SECONDS 10u /* a touch that ends at once takes no part of that */
 #define SKIP 77
 
-enum order { BEGIN_READ, END_READ, HOLD, LET_GO, CHECK_ALL, OPEN_DIRECT, CLOSE_DIRECT };
+enum order { BEGIN_READ, END_READ, HOLD, LET_GO, CHECK_ALL, OPEN_DIRECT, CLOSE_DIRECT, READ_BYTE, WRITE_BYTE };
 
 struct shared {
     sem_t asked, answered;
@@ -154,6 +156,11 @@ static void *obey(void *argument) {
             s->error = open_direct(&direct);
         } else if (s->order == CLOSE_DIRECT) {
             s->error = close(direct) ? errno : 0;
+        } else if (s->order == READ_BYTE) {
+            (void)((volatile uint8_t *)memory)[(size_t)HELD * HOST_PAGE];
+        } else if (s->order == WRITE_BYTE) {
+            volatile uint8_t *first = memory + (size_t)HELD * HOST_PAGE;
+            *first = *first; /* the content stays, but for the kernel it may have changed */
         } else {
             s->wrong = count_wrong(memory, holds);
         }
@@ -210,14 +217,20 @@ static void begin_vmm(struct served *s) {
     }
 }
 
-static int ask(struct served *s, enum order order) {
+static bool is_answered(struct served *s, unsigned seconds) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += SECONDS;
+    until.tv_sec += seconds;
+    while (sem_timedwait(&s->shared->answered, &until))
+        if (errno != EINTR)
+            return false;
+    return true;
+}
+
+static int ask(struct served *s, enum order order) {
     s->shared->order = order;
     sem_post(&s->shared->asked);
-    while (sem_timedwait(&s->shared->answered, &until))
-        CHECK(errno == EINTR, "order %d is not answered in %u s", (int)order, SECONDS);
+    CHECK(is_answered(s, SECONDS), "order %d is not answered in %u s", (int)order, SECONDS);
     return s->shared->error;
 }
 
@@ -236,7 +249,11 @@ static void serve(struct served *s, const struct fl_tracker_ops *ops) {
     uint64_t stop_ns;
     attach(s, ops);
     CHECK(ops->create(&s->vm, s->faults, &s->tracker) == 0, "%s", fl_tracker_name(ops->kind));
-    CHECK(ops->arm(s->tracker, &stop_ns) == 0, "arm");
+    int error = -EBUSY;
+    for (unsigned i = 0; error == -EBUSY && i < 10;
+         i++) /* a zap needs the VMM's main thread, which may get no CPU for a while */
+        error = ops->arm(s->tracker, &stop_ns);
+    CHECK(error == 0, "arm: %s", strerror(-error));
 }
 
 static void detach(struct served *s) {
@@ -359,6 +376,71 @@ static void test_hidden_io(const struct fl_tracker_ops *ops) {
     detach(&s);
 }
 
+/* ---- a vCPU touches it while it is frozen -------------------------------------------------------------------- */
+
+struct touch {
+    struct served *served;
+    enum order order;
+    uint64_t page;  /* HELD, in the page table */
+    unsigned asked; /* how often of its batch */
+    bool done;
+};
+
+/*
+ * The evictor asks while its batch is held still (with RWP, once before as well): until it is answered the batch stays so, and
+ * the whole VM in sync mode. The page is touched meanwhile. None was accessed, the answer is.
+ */
+static int touch_frozen(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed_bits) {
+    struct touch *touch = context;
+    struct served *s = touch->served;
+    (void)region;
+    memset(accessed_bits, 0, (count + 63) / 64 * sizeof(*accessed_bits));
+    if (first > touch->page || first + count <= touch->page ||
+        ++touch->asked != (s->vm.freeze == FL_FREEZE_RWP ? 2 : 1))
+        return 0;
+    fl_entry entry = atomic_load(fl_slot(&s->vm, touch->page));
+    CHECK(fl_entry_state(entry) == FL_PAGE_FREEZING, "held still, and its entry is %llx", (unsigned long long)entry);
+    s->shared->order = touch->order;
+    sem_post(&s->shared->asked);
+    touch->done = is_answered(s, TOUCH_SECONDS);
+    CHECK(touch->done, "%s: the touch of a page that is being evicted waits for the evictor",
+          fl_tracker_name(s->ops->kind));
+    entry = atomic_load(fl_slot(&s->vm, touch->page));
+    CHECK(fl_entry_state(entry) != FL_PAGE_FREEZING, "%s: touched, and still to be evicted",
+          fl_tracker_name(s->ops->kind));
+    return 0;
+}
+
+/* Its eviction is cancelled, and it goes on at once: not when the evictor is done. Returns how pages are held still. */
+static enum fl_freeze touch_one(const struct fl_tracker_ops *ops, enum order order) {
+    struct served s;
+    begin_vmm(&s);
+    serve(&s, ops);
+    struct touch touch = {.served = &s, .order = order, .page = fl_region(&s.vm, 0)->first_page + HELD};
+    enum fl_freeze freeze = s.vm.freeze;
+    uint64_t evicted;
+    int error = try_evict_all(&s, touch_frozen, &touch, &evicted);
+    CHECK(error == 0 && touch.done, "evict: %s, the page was %s", strerror(-error),
+          touch.done ? "touched" : "not held");
+    CHECK(FL_READ(&s.vm, evictions_cancelled) == 1 && evicted == PAGES - 1, "%llu cancelled, %llu evicted",
+          (unsigned long long)FL_READ(&s.vm, evictions_cancelled), (unsigned long long)evicted);
+    CHECK(freeze != FL_FREEZE_RWP || FL_READ(&s.vm, sync_windows) > 0, "not in sync mode");
+    /* The fault thread lets go of the page only after it has woken who touched it. */
+    for (unsigned i = 0; atomic_load(fl_slot(&s.vm, touch.page)) && i < SECONDS * 1000; i++)
+        sleep_ms(1);
+    CHECK(atomic_load(fl_slot(&s.vm, touch.page)) == 0 && FL_READ(&s.vm, faults) == 0, "it was evicted all the same");
+    CHECK(ask(&s, CHECK_ALL) == 0 && s.shared->wrong == 0, "%u pages lost", s.shared->wrong);
+    end(&s);
+    return freeze;
+}
+
+/* Held still by WP, a write; by RWP, a read just as well. */
+static void test_touched(const struct fl_tracker_ops *ops) {
+    bool reads_too = touch_one(ops, WRITE_BYTE) == FL_FREEZE_RWP && touch_one(ops, READ_BYTE) == FL_FREEZE_RWP;
+    printf("%-5s a page is %s while it is held still: cancelled, and that ends before the evictor goes on\n",
+           fl_tracker_name(ops->kind), reads_too ? "written, and one read," : "written");
+}
+
 /* ---- a huge page that cannot be split ----------------------------------------------------------------------- */
 
 static void test_huge(const struct fl_tracker_ops *ops) {
@@ -395,6 +477,7 @@ int main(void) {
             continue;
         }
         test_huge(ops);
+        test_touched(ops);
         if (ops->sees_io) {
             test_device(ops);
             continue;
