@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "pager/serve.h"
 #include "swap/bring.h"
+#include "swap/event.h"
 #include "swap/evict.h"
 #include "swap/fault.h"
 #include "swap/uffd.h"
@@ -80,10 +81,22 @@ static int evict_all(struct served *s, struct fl_evicted *done) {
     return fl_evict_window(s->evictor, 0, fl_region(&s->vm, 0)->first_page, PAGES, all, done);
 }
 
-/* Pages stay in the file, and the VMM's page tables know nothing of them: as after reclaim by the host. */
+/*
+ * Pages stay in the file, and the VMM's page tables know nothing of them: as after reclaim by the host. The event of this is
+ * ours, and must have been seen before anything is evicted: taken for a removal, it would have what is away forgotten.
+ */
 static void unmap_pages(struct served *s) {
-    struct fl_gate_call call = {.nr = SYS_madvise, .args = {address_of(s, 0), PAGES * FL_PAGE_SIZE, MADV_DONTNEED}};
-    (void)fl_gate_run(s->gate, &call, 1, 200 * FL_NS_PER_MS, NULL, NULL);
+    uint64_t start = address_of(s, 0), end = start + PAGES * FL_PAGE_SIZE, until = fl_now() + 60 * FL_NS_PER_SECOND;
+    struct fl_gate_call call = {.nr = SYS_madvise, .args = {start, end - start, MADV_DONTNEED}};
+    struct fl_gate_call nothing = {.nr = SYS_madvise, .args = {start, 0, MADV_DONTNEED}};
+    fl_event_mark_zap(&s->vm, start, end);
+    int error = fl_gate_run(s->gate, &call, 1, 200 * FL_NS_PER_MS, NULL, NULL);
+    if (error == -ETIMEDOUT) /* it will be made: when another one has been, it was */
+        while ((error = fl_gate_run(s->gate, &nothing, 1, 200 * FL_NS_PER_MS, NULL, NULL)) && fl_now() < until)
+            sleep_ms(1);
+    CHECK(error == 0 || error == -EBUSY, "gate: %s", strerror(-error));
+    fl_fault_quiesce(s->faults);
+    fl_event_clear_zap(&s->vm);
 }
 
 /* ---- a write to a page that is in the file, but not mapped -------------------------------------------------- */
@@ -93,7 +106,7 @@ static uint64_t evict_unmapped(struct served *s, uint64_t wanted) {
     struct fl_evicted done = {0};
     uint64_t until = fl_now() + 60 * FL_NS_PER_SECOND;
     while (done.pages < wanted && fl_now() < until && atomic_load(&s->victim.shared->errors) == 0) {
-        /* The event of this would have our own pages forgotten: they must all be in the file. */
+        /* All in the file: what is away has no page table entry that could be dropped. */
         uint64_t allowance = PAGES, brought = 0;
         (void)fl_bring_range(s->bringer, 0, fl_region(&s->vm, 0)->first_page, PAGES, UINT8_MAX, false, &allowance,
                              &brought);
