@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/kernel.h"
 #include "base/log.h"
+#include "pager/choose.h"
 #include "pager/serve.h"
 #include "swap/bring.h"
 #include "swap/event.h"
@@ -144,25 +145,74 @@ static void unmapped_pages(uint64_t seed) {
 
 /* ---- pages filled in after the scan -------------------------------------------------------------------------- */
 
+#define BUSY_PAGE 0u /* touched all the time */
+#define FILLED 16u   /* pages [1, FILLED) are filled in after the scan */
+
+/* Scans until only BUSY_PAGE is young. What is chosen next goes by these counts and ages. */
+static void scan_but_one_old(struct served *s, struct fl_chooser *chooser) {
+    const uint8_t *ages = s->vm.vault.ages + fl_region(&s->vm, 0)->first_page;
+    bool one_old = false;
+    for (int scan = 0; scan < 20 && !one_old; scan++) {
+        uint64_t touches = atomic_load(&s->victim.shared->touches);
+        for (int i = 0; i < 10000 && atomic_load(&s->victim.shared->touches) < touches + 100; i++)
+            sleep_ms(1);
+        one_old = fl_scanner_scan(chooser->scanner, &chooser->counts) && ages[BUSY_PAGE] == 0;
+        for (uint64_t page = BUSY_PAGE + 1; page < PAGES; page++)
+            one_old = one_old && ages[page] >= 2;
+    }
+    CHECK(one_old && chooser->counts.candidates[0] == 1, "not one young page among old ones: %llu",
+          (unsigned long long)chooser->counts.candidates[0]);
+    fl_choose_restart(chooser);
+}
+
+static void choose_all(struct served *s, struct fl_chooser *chooser, struct fl_evicted *done) {
+    uint64_t until = fl_now() + 60 * FL_NS_PER_SECOND;
+    int more;
+    while ((more = fl_choose_evict(chooser, PAGES, 0, done)) == 1 || more == -EAGAIN)
+        CHECK(fl_now() < until, "choosing does not end");
+    CHECK(more == 0 && atomic_load(&s->vm.gone) == 0, "choose: %s", strerror(-more));
+}
+
+/* Freed, and filled anew by touches: their ages are those of what was there before, and they are in no hot set. */
+static void fill_in(struct served *s) {
+    struct victim_shared *shared = s->victim.shared;
+    uint32_t filled = 0;
+    victim_order(&s->victim, VICTIM_REMOVE, BUSY_PAGE + 1, FILLED - 1, 10);
+    shared->hot_pages = FILLED;
+    for (int i = 0; i < 10000 && filled < FILLED - 1; i++, sleep_ms(1))
+        for (filled = 0; filled < FILLED - 1 && shared->generation[filled + 1] > 0;)
+            filled++;
+    CHECK(filled == FILLED - 1, "only %u pages were filled", filled);
+    victim_hold(&s->victim, true);
+}
+
 static void filled_after_scan(uint64_t seed) {
     static struct served s;
-    struct fl_tracker *tracker;
-    struct fl_age_counts counts;
-    uint64_t stop_ns;
-    serve(&s, 0, seed);
-    CHECK(fl_tracker_rwp.create(&s.vm, s.faults, &tracker) == 0, "tracker");
-    for (int scan = 0; scan < 3; scan++) {
-        CHECK(fl_tracker_rwp.arm(tracker, &stop_ns) == 0, "arm");
-        CHECK(fl_age_scan(&s.vm, &fl_tracker_rwp, tracker, &counts) == 0, "scan");
-    }
+    struct fl_scanner scanner;
+    struct fl_evicted done = {0};
+    serve(&s, 1, seed);
+    s.victim.shared->hot_pages = BUSY_PAGE + 1;
+    const struct fl_tracker_list list = {.count = 1, .ops = {&fl_tracker_rwp}};
+    fl_scanner_start(&scanner, &s.vm, s.faults, &list, false);
+    struct fl_chooser chooser = {.vm = &s.vm, .scanner = &scanner, .evictor = s.evictor, .bringer = s.bringer};
+    scan_but_one_old(&s, &chooser);
+    fill_in(&s);
     const uint8_t *ages = s.vm.vault.ages + fl_region(&s.vm, 0)->first_page;
-    CHECK(ages[5] >= 2 && ages[40] >= 2, "untouched pages have ages %u and %u", ages[5], ages[40]);
-    /* Freed, and filled anew by a touch: as old in its place as it was, and not to be taken for cold. */
-    victim_order(&s.victim, VICTIM_REMOVE, 0, 16, 10);
-    victim_order(&s.victim, VICTIM_VERIFY, 0, 0, 30);
-    CHECK(ages[5] == 0, "a page filled in after the scan has age %u", ages[5]);
-    fl_tracker_rwp.destroy(tracker);
-    printf("pages filled in after the scan: young\n");
+    for (uint64_t page = BUSY_PAGE; page < FILLED; page++)
+        CHECK(ages[page] == 0, "page %llu, filled in after the scan, has age %u", (unsigned long long)page, ages[page]);
+    choose_all(&s, &chooser, &done);
+    for (uint64_t page = BUSY_PAGE; page < FILLED; page++)
+        CHECK(atomic_load(fl_slot(&s.vm, fl_region(&s.vm, 0)->first_page + page)) == 0,
+              "page %llu, filled in after the scan, was evicted", (unsigned long long)page);
+    CHECK(done.pages > (PAGES - FILLED) / 2, "only %llu pages were chosen: this test shows nothing",
+          (unsigned long long)done.pages);
+    /* What a touch brings back is filled in after the scan just as well. */
+    s.victim.shared->hot_pages = PAGES;
+    CHECK(ages[40] >= 2 && victim_verify(&s.victim, 60) == 0, "age %u, or read wrong", ages[40]);
+    CHECK(ages[40] == 0, "a page that a touch brought back has age %u", ages[40]);
+    fl_scanner_stop(&scanner);
+    printf("pages filled in after the scan: young, and not chosen where no age is too young; %llu others are\n",
+           (unsigned long long)done.pages);
     serve_no_more(&s);
 }
 
