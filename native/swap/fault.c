@@ -59,6 +59,7 @@ struct fl_fault_server {
     int stop_event;
     int help_event;
     _Atomic(bool) stopping;
+    _Atomic(uint64_t) late;
     uint32_t count;
     struct worker *workers;
 };
@@ -224,7 +225,11 @@ static bool answer(struct worker *worker, const struct fault *fault) {
         return refuse_damaged(vm, region, page, entry);
     switch (fl_entry_state(entry)) {
     case FL_PAGE_EVICTED:
-        return load(worker, fault, region, page, entry);
+        if (!load(worker, fault, region, page, entry))
+            return false;
+        if (fault->kind != FAULT_MISSING)
+            atomic_fetch_add_explicit(&worker->server->late, 1, memory_order_relaxed);
+        return true;
     case FL_PAGE_FREEZING:
         if (fault->kind != FAULT_MISSING)
             FL_COUNT(vm, evictions_cancelled, 1);
@@ -406,6 +411,10 @@ void fl_fault_quiesce(struct fl_fault_server *server) {
         while (seen & 1 && atomic_load(&server->workers[i].batches) == seen)
             sched_yield();
     }
+}
+
+uint64_t fl_fault_late(const struct fl_fault_server *server) {
+    return atomic_load_explicit(&server->late, memory_order_relaxed);
 }
 
 void fl_fault_stop(struct fl_fault_server *server) {
