@@ -127,17 +127,17 @@ static void test_migrated(const struct subject *subject, uint64_t *random) {
         }
         host_drop_holes();
         check_holes(&guest);
-        if (no_migration || percent < 5)
-            printf("%-5s migration not tried: %s\n", subject->tracker,
-                   no_migration ? no_migration : "compaction has moved next to nothing");
-        else
-            printf("%-5s %u %% of the pages were migrated at once, by %s\n", subject->tracker, percent,
-                   host_has_nodes() ? "move_pages()" : "compaction");
         tracked_judge(&guest, "migrated underneath", subject->least_ppm);
         tracked_end(&guest);
         if (no_migration)
             break;
     }
+    if (no_migration || percent < 5)
+        printf("%-5s migration not tried: %s\n", subject->tracker,
+               no_migration ? no_migration : "compaction has moved next to nothing");
+    else
+        printf("%-5s %u %% of the pages were migrated at once, by %s\n", subject->tracker, percent,
+               host_has_nodes() ? "move_pages()" : "compaction");
     free(frames);
 }
 
