@@ -197,7 +197,7 @@ int main(void) {
     out_of_address_space();
     stale_address();
     if (SANITIZED) {
-        printf("seccomp: skipped, a sanitizer's own calls would meet the filters\n");
+        printf("seccomp skipped: a sanitizer's own calls would meet the filters\n");
     } else {
         seccomp();
     }

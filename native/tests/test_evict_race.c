@@ -32,7 +32,7 @@ static bool possible(const char *tracker) {
         if (strcmp(fl_tracker_name(probes[i].tracker), tracker) == 0 && probes[i].possible)
             return true;
     }
-    printf("%s: not possible here\n", tracker);
+    printf("%s not tried: it is not possible here\n", tracker);
     return false;
 }
 

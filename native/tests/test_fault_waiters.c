@@ -185,14 +185,14 @@ static bool rwp_here(void) {
 
 static void memory_failed(void) {
     if (!rwp_here()) {
-        printf("memory that has failed: not seen here, this kernel has no RWP\n");
+        printf("memory that has failed not tried: this kernel has no RWP\n");
         return;
     }
     struct session *session = begin("rwp");
     ask(&session->shared->drop);
     CHECK(answer_of(&session->shared->drop, "madvise") == 0, "madvise");
     if (!fail_memory(&session->vm)) {
-        printf("memory that has failed: not seen here, this kernel has no MADV_HWPOISON\n");
+        printf("memory that has failed not tried: this kernel has no MADV_HWPOISON\n");
         end(session);
         return;
     }

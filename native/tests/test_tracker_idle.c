@@ -83,7 +83,7 @@ static void test_fresh_pages(void) {
     cpu_set_t all;
     CHECK(sched_getaffinity(0, sizeof(all), &all) == 0, "sched_getaffinity: %s", strerror(errno));
     if (CPU_COUNT(&all) < 2 || !CPU_ISSET(0, &all) || !CPU_ISSET(1, &all))
-        printf("not tested: pages filled on another CPU; there is one only\n");
+        printf("pages filled on another CPU not tried: there is one only\n");
     idle_field_arm(&field);
     for (uint32_t round = 0; round < 10 && CPU_ISSET(0, &all) && CPU_ISSET(1, &all); round++) {
         CHECK(madvise(page_at(&field, 0), (1000 + round) * FL_PAGE_SIZE, MADV_REMOVE) == 0, "madvise: %s",
@@ -168,7 +168,7 @@ static void test_migration(uint64_t *random) {
     if (moved)
         printf("%u of %u pages were migrated\n", moved, EACH);
     else
-        printf("not tested: migrated pages; compaction has moved none\n");
+        printf("migrated pages not tried: compaction has moved none\n");
     for (uint32_t i = 0; i < FIELDS - 1; i++)
         idle_field_end(&fields[i]);
     idle_field_end(&field);
@@ -194,7 +194,7 @@ static bool swap_on(void) {
 
 static void test_swap(uint64_t *random) {
     if (!swap_on()) {
-        printf("not tested: pages swapped out by the host; there is no free zram to swap to\n");
+        printf("pages swapped out by the host not tried: there is no free zram to swap to\n");
         return;
     }
     struct idle_field field = idle_field_make(PAGES);
@@ -240,7 +240,7 @@ static void test_huge(void) {
     struct idle_field field = idle_field_make(8 * HUGE_PAGES);
     for (uint32_t page = HUGE_PAGES; page < 6 * HUGE_PAGES; page += HUGE_PAGES) {
         if (madvise(page_at(&field, page), HUGE_PAGES * FL_PAGE_SIZE, MADV_COLLAPSE)) {
-            printf("not tested: huge pages; MADV_COLLAPSE of shared memory: %s\n", strerror(errno));
+            printf("huge pages not tried: MADV_COLLAPSE of shared memory: %s\n", strerror(errno));
             idle_field_end(&field);
             return;
         }
@@ -264,6 +264,7 @@ static void test_huge(void) {
     idle_field_check(&field, 33, "a huge page in small entries, untouched");
     expect_huge(&field, 4 * HUGE_PAGES + 200);
     idle_field_check(&field, 33, "a huge page in small entries");
+    puts("huge pages: each seen as one");
     idle_field_end(&field);
 }
 
@@ -362,7 +363,7 @@ static void test_last_word(uint64_t *random) {
     uint32_t made = 0, found = 0;
     uint64_t word;
     if (!find_last_word(&word)) {
-        printf("not tested: the last word of the bitmap; this machine's memory ends with a word\n");
+        printf("the last word of the bitmap not tried: this machine's memory ends with a word\n");
         return;
     }
     while (!found && made < 200 && (uint64_t)sysconf(_SC_AVPHYS_PAGES) > 4 * PAGES) {
