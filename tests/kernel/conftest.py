@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import why_no_guest
 
 from .boot import Kernel, KernelConfig
+from .left_out import PROPERTY
 
 MEMORY_MIB = 2560
 KernelFactory = Callable[[], Kernel]
@@ -37,3 +38,17 @@ def kernel_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelF
 def kernel(kernel_factory: KernelFactory) -> Kernel:
     """A Linux 7.3, booted and in order."""
     return kernel_factory()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests that passed have left out: they are no failures, and whoever ran them shall know."""
+    lines = [
+        f"{report.nodeid}: {line}"
+        for report in terminalreporter.getreports("passed")
+        for name, line in report.user_properties
+        if name == PROPERTY and report.when == "call"
+    ]
+    if lines:
+        terminalreporter.section("left out by tests that passed")
+        for line in lines:
+            terminalreporter.write_line(line)

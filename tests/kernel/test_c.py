@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from .boot import Kernel
+from .left_out import check_passed, must_say
 from .result import SKIPPED
 
 _SOURCES = Path(__file__).resolve().parents[2] / "native" / "tests"
@@ -17,6 +18,7 @@ MUST_RUN = frozenset(
     {
         "test_evict_held",
         "test_evict_race",
+        "test_fault_waiters",
         "test_kvm_guest",
         "test_pager_kill",
         "test_probe_half",
@@ -24,18 +26,22 @@ MUST_RUN = frozenset(
         "test_rwp_pitfalls",
         "test_tracker_choice",
         "test_tracker_damon",
+        "test_tracker_damon_host",
         "test_tracker_exact",
+        "test_tracker_underneath",
     }
 )
+# Those that work in this kernel.
+TRACKERS = ("rwp", "zap", "damon")
 
 
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 @pytest.mark.parametrize("name", NAMES)
-def test_it_passes_inside(name: str, kernel: Kernel) -> None:
+def test_it_passes_inside(name: str, kernel: Kernel, request: pytest.FixtureRequest) -> None:
     result = kernel.run([f"/tests/{name}"], timeout=LIMIT_SECONDS)
     if result.code == SKIPPED and not result.over_limit and name not in MUST_RUN:
         pytest.skip(result.stdout.strip().splitlines()[-1] if result.stdout.strip() else "it does not say why")
-    assert result.code == 0 and not result.over_limit, result.describe()
+    check_passed(result, must_say(name, TRACKERS), request)
 
 
 def test_this_kernel_has_what_it_is_booted_for(kernel: Kernel) -> None:

@@ -10,7 +10,8 @@ from tests.conftest import why_no_guest
 from .boot import Kernel, KernelConfig
 from .conftest import MEMORY_MIB
 from .idle import kept_idle_kernel
-from .test_c import LIMIT_SECONDS
+from .left_out import check_passed, must_say
+from .test_c import LIMIT_SECONDS, TRACKERS
 
 # Those of the idle tracker, and those that go through every tracker there is.
 NAMES = (
@@ -18,6 +19,7 @@ NAMES = (
     "test_tracker_idle_guest",
     "test_tracker_idle_refuse",
     "test_tracker_exact",
+    "test_tracker_underneath",
     "test_tracker_choice",
     "test_rwp_pitfalls",
     "test_evict_held",
@@ -38,6 +40,6 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
 
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 @pytest.mark.parametrize("name", NAMES)
-def test_it_passes_with_page_idle(name: str, idle: Kernel) -> None:
+def test_it_passes_with_page_idle(name: str, idle: Kernel, request: pytest.FixtureRequest) -> None:
     result = idle.run([f"/tests/{name}"], timeout=LIMIT_SECONDS)
-    assert result.code == 0 and not result.over_limit, result.describe()
+    check_passed(result, must_say(name, (*TRACKERS, "idle")), request)

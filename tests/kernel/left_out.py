@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What C tests must have tried inside the kernel, and what they say that they did not.
+
+A test that leaves half of itself out passes all the same.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from .result import Result
+
+_LEFT_OUT = re.compile(r"\b(?:not tried|skipped):")
+PROPERTY = "left out"
+
+
+def left_out(result: Result) -> list[str]:
+    """Lines of a test's output that name a part which it did not try."""
+    return [" ".join(line.split()) for line in result.stdout.splitlines() if _LEFT_OUT.search(line)]
+
+
+def check_passed(result: Result, said: Iterable[str], request: pytest.FixtureRequest) -> None:
+    """The test has passed, and for each pattern in ``said`` there is a line that begins so.
+
+    What it left out is kept for pytest's summary.
+    """
+    assert result.code == 0 and not result.over_limit, result.describe()
+    silent = [pattern for pattern in said if not re.search(f"^{pattern}", result.stdout, re.MULTILINE)]
+    assert not silent, f"passed, but does not say: {silent}\n{result.describe()}"
+    request.node.user_properties += [(PROPERTY, line) for line in left_out(result)]
+
+
+def must_say(name: str, trackers: Sequence[str]) -> list[str]:
+    """Patterns of the lines by which a C test says that it tried a part, where these trackers work."""
+    seen_io = [tracker for tracker in trackers if tracker in ("rwp", "zap")]
+    each = {
+        "test_tracker_underneath": [
+            r"(?:[5-9]|\d\d+) % of the pages were migrated at once",
+            r"up to \d{3,} pages were in the host's swap",
+            r"[1-4] huge pages made",
+            r"[1-4] huge pages split",
+        ],
+        "test_tracker_exact": [r"took \d+ s"],
+        "test_evict_held": [
+            r"a huge page with one of its pages held: ",
+            r"a page is written.* while it is held still: cancelled",
+        ],
+    }
+    once = {
+        "test_evict_held": [
+            *(rf"{tracker:<5} a device writes into a page" for tracker in seen_io),
+            *(rf"{tracker:<5} given up for" for tracker in trackers if tracker not in seen_io),
+        ],
+        "test_evict_race": ["zap, freeze wp: ", "rwp, freeze rwp: "],
+        "test_fault_waiters": ["memory that has failed: answered"],
+        "test_rwp_anonymous": [r"swapped out: \d{4,} pages"],
+        "test_tracker_damon_host": ["damon_stat is on"],
+        "test_tracker_idle": [r"\d{4} pages were swapped out", "huge pages: each seen as one"],
+    }
+    return [rf"{tracker:<5} {part}" for tracker in trackers for part in each.get(name, [])] + once.get(name, [])
