@@ -60,11 +60,14 @@ static bool oldest_that_fit(const struct fl_age_counts *counts, uint64_t allowan
     }
 }
 
-/* Old enough, ordinary, in memory, and not touched since the last arming. */
+/*
+ * Old enough, ordinary, in host RAM, and not touched since the last arming. What the host has swapped out takes no RAM:
+ * to evict it would bring it in first.
+ */
 static int find_candidates(struct fl_chooser *chooser, uint32_t region, uint64_t first, uint32_t count,
                            uint8_t threshold, uint64_t *candidates, uint32_t *found) {
     struct fl_vm *vm = chooser->vm;
-    uint64_t resident[WORDS], accessed[WORDS], swapped;
+    uint64_t in_ram[WORDS], swapped[WORDS], accessed[WORDS];
     *found = 0;
     memset(candidates, 0, WORDS * sizeof(*candidates));
     for (uint32_t i = 0; i < count; i++) {
@@ -76,14 +79,14 @@ static int find_candidates(struct fl_chooser *chooser, uint32_t region, uint64_t
     }
     if (!*found)
         return 0;
-    int error = fl_age_resident(vm, region, first, count, resident, &swapped);
+    int error = fl_age_look(vm, region, first, count, in_ram, swapped);
     if (!error)
         error = fl_scanner_harvest(chooser->scanner, region, first, count, accessed);
     if (error)
         return error;
     *found = 0;
     for (uint32_t word = 0; word < (count + 63) / 64; word++) {
-        candidates[word] &= resident[word] & ~accessed[word];
+        candidates[word] &= in_ram[word] & ~accessed[word];
         *found += (uint32_t)__builtin_popcountll(candidates[word]);
     }
     return 0;

@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "track/direct_io.h"
 
-#define VOID_SCANS_MAX 5u              /* in a row, then the next tracker has a try */
+#define VOID_SCANS_MAX 5u              /* without a whole one, then the next tracker has a try */
 #define IO_LOOK_NS (50 * FL_NS_PER_MS) /* a look reads what is known of each descriptor */
 
 /* Stands in where no tracker works: what it is asked, it does not know. */
@@ -110,12 +110,13 @@ static void give_up(struct fl_scanner *scanner) {
     FL_COUNT(scanner->vm, tracker_switches, scanner->ops->kind != before);
 }
 
-static void void_scan(struct fl_scanner *scanner, int error) {
+static void void_scan(struct fl_scanner *scanner, bool harvested, int error) {
     struct fl_vm *vm = scanner->vm;
     FL_COUNT(vm, scan_failures, 1);
-    fl_log_text(error == -ESRCH ? FL_LOG_DEBUG : FL_LOG_WARNING, "scan_void",
-                "tracker %s on process %d: %s; ages did not move, the next scan tries again",
-                fl_tracker_name(scanner->ops->kind), vm->pid, strerror(-error));
+    fl_log_text(error == -ESRCH ? FL_LOG_DEBUG : FL_LOG_WARNING, harvested ? "arm_failed" : "scan_void",
+                "tracker %s on process %d: %s; %s, the next scan tries again", fl_tracker_name(scanner->ops->kind),
+                vm->pid, strerror(-error),
+                harvested ? "ages had moved, and what is touched now may be missed" : "ages did not move");
     if (error != -ESRCH && (error == -ENODEV || ++scanner->void_scans >= VOID_SCANS_MAX))
         give_up(scanner);
 }
@@ -152,8 +153,8 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     if (stop_max_ns > FL_READ(vm, scan_stop_max_ns))
         FL_SET(vm, scan_stop_max_ns, stop_max_ns);
     if (error)
-        void_scan(scanner, error);
-    else
+        void_scan(scanner, harvested, error);
+    else if (harvested)
         scanner->void_scans = 0;
     return harvested;
 }

@@ -14,7 +14,7 @@ struct fl_scanner {
     const struct fl_tracker_ops *ops;
     struct fl_tracker *tracker;
     bool armed;
-    uint32_t void_scans; /* in a row */
+    uint32_t void_scans; /* since the last whole one; that a scan only armed proves nothing */
     uint64_t io_looked_ns;
     bool io_hidden; /* the VMM may do what the tracker does not see: nothing is evicted until the next one is there */
 };

@@ -42,38 +42,48 @@ static int find_swapped(struct fl_vm *vm, uint32_t region, uint64_t first, uint3
     return 0;
 }
 
-int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident,
-                    uint64_t *swapped_pages) {
-    uint64_t swapped[WORDS(FL_SCAN_PAGES)] = {0};
-    *swapped_pages = 0;
-    int error = fl_pages_cached(vm, region, first, count, resident);
-    if (!error)
-        error = find_swapped(vm, region, first, count, resident, swapped);
-    for (uint32_t word = 0; word < WORDS(count); word++) {
-        *swapped_pages += (uint64_t)__builtin_popcountll(swapped[word]);
-        resident[word] |= swapped[word];
-    }
-    return error;
+int fl_age_look(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *in_ram,
+                uint64_t *swapped) {
+    memset(swapped, 0, WORDS(count) * sizeof(*swapped));
+    int error = fl_pages_cached(vm, region, first, count, in_ram);
+    return error ? error : find_swapped(vm, region, first, count, in_ram, swapped);
 }
 
-static void age_page(struct fl_vm *vm, uint64_t page, bool resident, bool accessed, struct fl_age_counts *counts,
+/* What was found out about the pages of a region before any age moves: two bits a page. */
+enum sight { HOLE, TOUCHED, SWAPPED, IDLE };
+
+struct sights {
+    uint64_t *low, *high;
+};
+
+static enum sight sight_of(const struct sights *sights, uint64_t at) {
+    return (enum sight)((sights->low[at / 64] >> (at % 64) & 1) | (sights->high[at / 64] >> (at % 64) & 1) << 1);
+}
+
+/* A fault thread may have made it young in the meantime: then it stays young. */
+static void set_age(struct fl_vm *vm, uint64_t page, uint8_t from, uint8_t to) {
+    if (from != to)
+        (void)__atomic_compare_exchange_n(&vm->vault.ages[page], &from, to, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
+static void age_page(struct fl_vm *vm, uint64_t page, enum sight sight, struct fl_age_counts *counts,
                      uint64_t *promotions) {
     uint8_t age = __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED);
     uint8_t older = age < UINT8_MAX ? (uint8_t)(age + 1) : age;
     fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_relaxed);
     enum fl_page_state state = fl_entry_state(entry);
     if (state == FL_PAGE_EVICTED) {
-        __atomic_store_n(&vm->vault.ages[page], older, __ATOMIC_RELAXED);
+        set_age(vm, page, age, older);
         counts->evicted[older]++;
         return;
     }
-    bool brought = state == FL_PAGE_RESIDENT && fl_entry_tier(entry) == FL_TIER_BROUGHT;
-    if (brought) { /* what the tracker sees of it is our own doing */
+    counts->swapped += sight == SWAPPED;
+    if (state == FL_PAGE_RESIDENT && fl_entry_tier(entry) == FL_TIER_BROUGHT) {
         (void)fl_swap_entry(vm, page, &entry, 0);
-        accessed = false;
+        sight = sight == TOUCHED ? IDLE : sight; /* what the tracker sees of it is our own doing */
     }
-    if (!resident || accessed) {
-        if (resident) {
+    if (sight == HOLE || sight == TOUCHED) {
+        if (sight == TOUCHED) {
             counts->accessed++;
             promotions[age]++;
             counts->resident[0]++;
@@ -84,40 +94,39 @@ static void age_page(struct fl_vm *vm, uint64_t page, bool resident, bool access
         older = 0;
     } else {
         counts->resident[older]++;
-        counts->candidates[older] += fl_entry_tier(entry) != FL_TIER_REJECTED;
+        counts->candidates[older] += sight == IDLE && fl_entry_tier(entry) != FL_TIER_REJECTED;
     }
-    if (older != age)
-        __atomic_store_n(&vm->vault.ages[page], older, __ATOMIC_RELAXED);
+    set_age(vm, page, age, older);
 }
 
-static int age_region(struct fl_vm *vm, uint32_t region, const uint64_t *accessed, struct fl_age_counts *counts,
-                      uint64_t *promotions) {
-    uint64_t resident[WORDS(FL_SCAN_PAGES)];
+static void age_region(struct fl_vm *vm, uint32_t region, const struct sights *sights, struct fl_age_counts *counts,
+                       uint64_t *promotions) {
     uint64_t first = fl_region(vm, region)->first_page, pages = fl_region_pages(vm, region);
-    for (uint64_t at = 0; at < pages; at += FL_SCAN_PAGES) {
-        uint32_t count = pages - at < FL_SCAN_PAGES ? (uint32_t)(pages - at) : FL_SCAN_PAGES;
-        uint64_t swapped;
-        int error = fl_age_resident(vm, region, first + at, count, resident, &swapped);
-        if (error)
-            return error;
-        counts->swapped += swapped;
-        for (uint32_t i = 0; i < count; i++)
-            age_page(vm, first + at + i, resident[i / 64] >> (i % 64) & 1,
-                     accessed[(at + i) / 64] >> ((at + i) % 64) & 1, counts, promotions);
-    }
-    return 0;
+    for (uint64_t at = 0; at < pages; at++)
+        age_page(vm, first + at, sight_of(sights, at), counts, promotions);
 }
 
-static int harvest_region(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
-                          uint32_t region, uint64_t *accessed) {
+/* The harvest lies in `low` and is combined there with what the file has. */
+static int look_at_region(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
+                          uint32_t region, struct sights *sights) {
     uint64_t first = fl_region(vm, region)->first_page, pages = fl_region_pages(vm, region);
-    for (uint64_t at = 0; at < pages; at += FL_SCAN_PAGES) {
+    sights->low = calloc(WORDS(pages), sizeof(uint64_t));
+    sights->high = calloc(WORDS(pages), sizeof(uint64_t));
+    int error = sights->low && sights->high ? 0 : -ENOMEM;
+    for (uint64_t at = 0; at < pages && !error; at += FL_SCAN_PAGES) {
+        uint64_t in_ram[WORDS(FL_SCAN_PAGES)], swapped[WORDS(FL_SCAN_PAGES)];
         uint32_t count = pages - at < FL_SCAN_PAGES ? (uint32_t)(pages - at) : FL_SCAN_PAGES;
-        int error = ops->harvest(tracker, region, first + at, count, accessed + at / 64);
-        if (error)
-            return error;
+        uint64_t *low = sights->low + at / 64, *high = sights->high + at / 64;
+        error = ops->harvest(tracker, region, first + at, count, low);
+        if (!error)
+            error = fl_age_look(vm, region, first + at, count, in_ram, swapped);
+        for (uint32_t word = 0; word < WORDS(count) && !error; word++) {
+            uint64_t touched = low[word] & (in_ram[word] | swapped[word]);
+            high[word] = (in_ram[word] | swapped[word]) & ~touched;
+            low[word] = touched | (in_ram[word] & ~touched);
+        }
     }
-    return 0;
+    return error;
 }
 
 static void publish(struct fl_vm *vm, const struct fl_age_counts *counts, const uint64_t *promotions) {
@@ -147,26 +156,27 @@ static void publish(struct fl_vm *vm, const struct fl_age_counts *counts, const 
 int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
                 struct fl_age_counts *counts) {
     uint32_t regions = fl_region_count(vm);
-    uint64_t *accessed[FL_MAX_REGIONS] = {NULL};
+    struct sights sights[FL_MAX_REGIONS] = {{NULL, NULL}};
     uint64_t promotions[256] = {0};
     uint64_t start_ns = fl_now();
     int error = ops->collect ? ops->collect(tracker) : 0;
-    /* Everything is harvested before anything moves: a scan that fails half-way must not age half of the VM. */
+    /* Everything that can fail comes first: a scan that does must not age half of the VM. */
     for (uint32_t i = 0; i < regions && !error; i++) {
-        if (atomic_load(&fl_region(vm, i)->gone))
-            continue;
-        accessed[i] = malloc(WORDS(fl_region_pages(vm, i)) * sizeof(uint64_t));
-        error = accessed[i] ? harvest_region(vm, ops, tracker, i, accessed[i]) : -ENOMEM;
+        if (!atomic_load(&fl_region(vm, i)->gone))
+            error = look_at_region(vm, ops, tracker, i, &sights[i]);
     }
     FL_COUNT(vm, harvest_ns, fl_now() - start_ns);
-    memset(counts, 0, sizeof(*counts));
-    for (uint32_t i = 0; i < regions && !error; i++) {
-        if (accessed[i])
-            error = age_region(vm, i, accessed[i], counts, promotions);
-    }
-    if (!error)
+    if (!error) {
+        memset(counts, 0, sizeof(*counts));
+        for (uint32_t i = 0; i < regions; i++) {
+            if (sights[i].high)
+                age_region(vm, i, &sights[i], counts, promotions);
+        }
         publish(vm, counts, promotions);
-    for (uint32_t i = 0; i < regions; i++)
-        free(accessed[i]);
+    }
+    for (uint32_t i = 0; i < regions; i++) {
+        free(sights[i].low);
+        free(sights[i].high);
+    }
     return error;
 }

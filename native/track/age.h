@@ -8,7 +8,7 @@
 /* Counts of pages by exact age, as of the last scan: what the choice of the coldest goes by. */
 struct fl_age_counts {
     uint64_t resident[256];   /* in the VMM's file: in host RAM, or swapped out by the host */
-    uint64_t candidates[256]; /* of these, the ones worth trying: not rejected */
+    uint64_t candidates[256]; /* of these, the ones worth trying: in host RAM, not rejected */
     uint64_t evicted[256];
     uint64_t accessed;
     uint64_t swapped; /* of the resident ones, swapped out by the host */
@@ -26,10 +26,9 @@ int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tr
                 struct fl_age_counts *counts);
 
 /*
- * What the VMM's file has, without touching anything: bit i of `resident` is page first + i. *swapped_pages gets how
- * many of them the host has swapped out.
+ * What the VMM's file has, without touching anything: bit i of `in_ram` is page first + i, there in host RAM; of
+ * `swapped`, one that the host has swapped out. Neither: a hole. count <= FL_SCAN_PAGES. 0 or a negative errno.
  */
-int fl_age_resident(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *resident,
-                    uint64_t *swapped_pages);
+int fl_age_look(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *in_ram, uint64_t *swapped);
 
 #endif

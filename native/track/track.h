@@ -57,7 +57,8 @@ struct fl_tracker_ops {
     int (*harvest)(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
     /*
      * Make all accesses from now on visible, chunk by chunk so that no vCPU waits longer than 1 ms.
-     * *stop_max_ns gets the longest single stop. On error the scan is void: ages must not move. Errors as collect().
+     * *stop_max_ns gets the longest single stop. On error nothing was seen from then on: the next scan arms again and
+     * harvests nothing. Errors as collect().
      */
     int (*arm)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
 };
