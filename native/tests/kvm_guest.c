@@ -23,6 +23,8 @@
 #define IDENTITY_AT UINT64_C(0xfffbc000)
 
 /* Side memory begins with these pages; page directories, page tables and mailboxes follow. */
+#define EXCEPTIONS_AT 0u      /* IDT */
+#define DESCRIPTORS_AT 0x800u /* GDT */
 #define CODE_AT 0x1000u
 #define ROOT_AT 0x2000u      /* PML4 */
 #define POINTERS_AT 0x3000u  /* PDPT: 512 GiB */
@@ -37,6 +39,11 @@
 #define TYPE_CODE 11u        /* executable, readable, accessed; for a system segment: busy TSS */
 #define TYPE_DATA 3u         /* writable, accessed */
 #define RFLAGS_BITS 2u
+#define CODE_SELECTOR 8u
+#define DATA_SELECTOR 16u
+#define CODE_DESCRIPTOR UINT64_C(0x00af9b000000ffff)
+#define DATA_DESCRIPTOR UINT64_C(0x00cf93000000ffff)
+#define GATE_BITS UINT64_C(0x8e00) /* present, interrupt gate */
 
 struct vcpu {
     int fd;
@@ -48,6 +55,7 @@ struct vcpu {
 struct kvm_guest {
     struct kvm_guest_config config;
     uint8_t *side;
+    uint64_t *written; /* what it held at the beginning up to the mailboxes */
     uint64_t side_bytes, mailboxes_at, mailbox_stride;
     /* Of the process that started it. */
     pid_t owner;
@@ -92,6 +100,15 @@ static uint64_t write_page_tables(struct kvm_guest *guest) {
     return table;
 }
 
+/* Nothing loads a segment and nothing takes an interrupt; an exception needs both tables to be told of. */
+static void write_descriptors(struct kvm_guest *guest) {
+    uint64_t at = CODE_AT + (uint64_t)(kvm_guest_exceptions - kvm_guest_code), *gates = table_at(guest, EXCEPTIONS_AT);
+    table_at(guest, DESCRIPTORS_AT)[CODE_SELECTOR / 8] = CODE_DESCRIPTOR;
+    table_at(guest, DESCRIPTORS_AT)[DATA_SELECTOR / 8] = DATA_DESCRIPTOR;
+    for (uint32_t vector = 0; vector < KVM_EXCEPTIONS; vector++, at += KVM_EXCEPTION_STUB)
+        gates[2 * vector] = (at & 0xffff) | (uint64_t)CODE_SELECTOR << 16 | GATE_BITS << 32 | (at >> 16 & 0xffff) << 48;
+}
+
 static uint64_t page_table_bytes(const struct kvm_guest_config *config) {
     uint64_t tables = config->large_pages ? 0 : config->bytes / LARGE;
     return KVM_GUEST_PAGE * (1 + round_up(config->bytes, GIB) / GIB + tables);
@@ -116,8 +133,15 @@ int kvm_guest_create(const struct kvm_guest_config *config, struct kvm_guest **o
         return -ENOMEM;
     }
     memcpy(guest->side + CODE_AT, kvm_guest_code, (size_t)(kvm_guest_code_end - kvm_guest_code));
+    write_descriptors(guest);
     if (write_page_tables(guest) != guest->mailboxes_at)
         abort();
+    guest->written = malloc(guest->mailboxes_at);
+    if (!guest->written) {
+        kvm_guest_destroy(guest);
+        return -ENOMEM;
+    }
+    memcpy(guest->written, guest->side, guest->mailboxes_at);
     *out = guest;
     return 0;
 }
@@ -139,6 +163,7 @@ void kvm_guest_destroy(struct kvm_guest *guest) {
         if (guest->memory)
             munmap(guest->memory, guest->config.bytes);
     }
+    free(guest->written);
     munmap(guest->side, guest->side_bytes);
     munmap(guest, sizeof(*guest));
 }
@@ -180,19 +205,20 @@ static int add_slot(struct kvm_guest *guest, uint32_t slot, uint64_t address, ui
     return ioctl(guest->vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
-/* 64-bit mode from the first instruction on. Nothing loads a segment or takes an interrupt, so no table is there. */
+/* 64-bit mode from the first instruction on. */
 static int set_registers(int fd) {
     struct kvm_sregs s;
     if (ioctl(fd, KVM_GET_SREGS, &s))
         return -1;
     struct kvm_segment data = {
-        .limit = 0xffffffff, .selector = 16, .type = TYPE_DATA, .present = 1, .db = 1, .s = 1, .g = 1};
+        .limit = 0xffffffff, .selector = DATA_SELECTOR, .type = TYPE_DATA, .present = 1, .db = 1, .s = 1, .g = 1};
     s.cs = (struct kvm_segment){
-        .limit = 0xffffffff, .selector = 8, .type = TYPE_CODE, .present = 1, .s = 1, .l = 1, .g = 1};
+        .limit = 0xffffffff, .selector = CODE_SELECTOR, .type = TYPE_CODE, .present = 1, .s = 1, .l = 1, .g = 1};
     s.ds = s.es = s.fs = s.gs = s.ss = data;
     s.tr = (struct kvm_segment){.limit = 0x67, .selector = 24, .type = TYPE_CODE, .present = 1};
     s.ldt = (struct kvm_segment){.unusable = 1};
-    s.gdt.limit = s.idt.limit = 0;
+    s.gdt = (struct kvm_dtable){.base = DESCRIPTORS_AT, .limit = DATA_SELECTOR + 7};
+    s.idt = (struct kvm_dtable){.base = EXCEPTIONS_AT, .limit = KVM_EXCEPTIONS * 16 - 1};
     s.cr0 = CR0_BITS;
     s.cr3 = ROOT_AT;
     s.cr4 = CR4_BITS;
@@ -307,6 +333,17 @@ uint64_t kvm_guest_passes(const struct kvm_guest *guest, uint32_t worker) {
     return atomic_load(&mailbox_of(guest, worker)->passes);
 }
 
+/* Pages of 2 MiB hide together. Another vCPU may still have it in its TLB until its next pass. */
+void kvm_guest_hide(struct kvm_guest *guest, uint32_t page, bool hidden) {
+    uint64_t at = MEMORY_AT + (uint64_t)page * KVM_GUEST_PAGE, entry = ROOT_AT;
+    uint64_t *last = NULL;
+    for (unsigned shift = 39; shift >= (guest->config.large_pages ? 21 : 12); shift -= 9) {
+        last = &table_at(guest, entry & ~UINT64_C(0xfff))[at >> shift & 511];
+        entry = *last;
+    }
+    __atomic_store_n(last, hidden ? entry & ~UINT64_C(1) : entry | 1, __ATOMIC_SEQ_CST);
+}
+
 /* ---- running ----------------------------------------------------------------------------------------------- */
 
 static struct kvm_outcome check_script(const struct kvm_guest *guest, const struct kvm_touch *script, uint32_t count) {
@@ -330,6 +367,67 @@ static uint32_t touch_at(const struct kvm_guest *guest, uint32_t worker, uint32_
     return index < count ? (uint32_t)index : 0;
 }
 
+/* The entry of the lowest level that maps an address, as it is in side memory now; 0 where none does. */
+static uint64_t mapped_by(const struct kvm_guest *guest, uint64_t address) {
+    uint64_t entry = ROOT_AT | HERE;
+    for (unsigned shift = 39; shift >= 12; shift -= 9) {
+        uint64_t table = entry & ~UINT64_C(0xfff);
+        if (table >= guest->side_bytes || address >> 48)
+            return 0;
+        entry = table_at(guest, table)[address >> shift & 511];
+        if (!(entry & 1) || (shift <= 30 && entry & (HERE_LARGE & ~HERE)))
+            return entry;
+    }
+    return entry;
+}
+
+/* An exception says where and why; all that it depends on is read again, to tell a wrong byte from a wrong processor. */
+static struct kvm_outcome exception_of(const struct kvm_guest *guest, uint32_t worker, uint32_t count) {
+    const struct kvm_exception *e = &mailbox_of(guest, worker)->exception;
+    uint64_t index = (e->r15 - mailbox_at(guest, worker) - KVM_GUEST_PAGE) / sizeof(struct kvm_touch);
+    if (!e->taken)
+        return (struct kvm_outcome){.error = 0};
+    const struct kvm_touch *touch = kvm_guest_script((struct kvm_guest *)guest, worker) + (index < count ? index : 0);
+    return kvm_outcome_fail(
+        -EIO, index < count ? (uint32_t)index : 0,
+        "the guest took exception %u at touch %llu of %u (page %u, word %u): on its stack %#llx %#llx, address %#llx "
+        "which page tables now map by %#llx; r8 %#llx r9 %#llx rcx %llu",
+        (unsigned)(e->taken - KVM_EXCEPTION_TAKEN), (unsigned long long)index, count, touch->page, touch->word,
+        (unsigned long long)e->stack[0], (unsigned long long)e->stack[1], (unsigned long long)e->cr2,
+        (unsigned long long)mapped_by(guest, e->cr2), (unsigned long long)e->r8, (unsigned long long)e->r9,
+        (unsigned long long)e->rcx);
+}
+
+/* Code, descriptors and page tables are as they were written, but for ACCESSED and DIRTY. */
+static bool side_is_whole(const struct kvm_guest *guest) {
+    for (uint64_t i = 0; i < guest->mailboxes_at / sizeof(uint64_t); i++) {
+        bool table = i * sizeof(uint64_t) >= ROOT_AT;
+        if ((table_at(guest, 0)[i] ^ guest->written[i]) & ~(table ? UINT64_C(0x60) : 0))
+            return false;
+    }
+    return true;
+}
+
+static struct kvm_outcome shut_down(const struct kvm_guest *guest) {
+    if (!side_is_whole(guest))
+        return kvm_outcome_fail(-EIO, 0, "the guest shut down: its code or its page tables were overwritten");
+    return kvm_outcome_fail(-KVM_GUEST_LOST, 0,
+                            "the guest shut down, though its code, page tables and exception handlers are as written");
+}
+
+/* One that has lost its way may go on for ever: looked at whenever a signal interrupts it. */
+static struct kvm_outcome interrupted(const struct vcpu *vcpu) {
+    struct kvm_sregs sregs;
+    struct kvm_regs regs;
+    if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) || ioctl(vcpu->fd, KVM_GET_REGS, &regs))
+        return failed("KVM_GET_SREGS, KVM_GET_REGS");
+    if (sregs.cr3 == ROOT_AT)
+        return (struct kvm_outcome){.error = 0};
+    return kvm_outcome_fail(-KVM_GUEST_LOST, 0,
+                            "the guest runs at %#llx with CR3 %#llx, and has never loaded another than %#x",
+                            (unsigned long long)regs.rip, (unsigned long long)sregs.cr3, ROOT_AT);
+}
+
 static struct kvm_outcome enter(struct kvm_guest *guest, uint32_t worker, uint32_t count) {
     const struct vcpu *vcpu = &guest->vcpus[worker];
     const struct kvm_run *state = vcpu->state;
@@ -341,12 +439,18 @@ static struct kvm_outcome enter(struct kvm_guest *guest, uint32_t worker, uint32
         uint32_t at = error || state->exit_reason != KVM_EXIT_HLT ? touch_at(guest, worker, count) : 0;
         if (kvm_poisoned)
             return kvm_outcome_fail(-EHWPOISON, at, "a page is poisoned at touch %u", at);
-        if (error == EINTR || error == EAGAIN)
+        if (error == EINTR || error == EAGAIN) {
+            struct kvm_outcome outcome = interrupted(vcpu);
+            if (outcome.error)
+                return outcome;
             continue;
+        }
         if (error)
             return kvm_outcome_fail(-error, at, "KVM_RUN at touch %u: %s", at, strerror(error));
         if (state->exit_reason == KVM_EXIT_HLT)
-            return (struct kvm_outcome){.error = 0};
+            return exception_of(guest, worker, count);
+        if (state->exit_reason == KVM_EXIT_SHUTDOWN)
+            return shut_down(guest);
         if (state->exit_reason == KVM_EXIT_FAIL_ENTRY)
             return kvm_outcome_fail(-ENOTSUP, at, "the processor does not enter the guest (reason %#llx)",
                                     (unsigned long long)state->fail_entry.hardware_entry_failure_reason);
@@ -361,12 +465,14 @@ static struct kvm_outcome run_vcpu(struct kvm_guest *guest, uint32_t worker, uin
     uint64_t mailbox = mailbox_at(guest, worker);
     struct kvm_regs regs = {.rip = CODE_AT,
                             .rflags = RFLAGS_BITS,
+                            .rsp = mailbox + KVM_GUEST_PAGE,
                             .rdi = mailbox + KVM_GUEST_PAGE,
                             .rsi = count,
                             .r8 = MEMORY_AT,
                             .r13 = mailbox,
                             .r14 = passes,
                             .r15 = mailbox + KVM_GUEST_PAGE};
+    mailbox_of(guest, worker)->exception.taken = 0;
     if (ioctl(guest->vcpus[worker].fd, KVM_SET_REGS, &regs))
         return failed("KVM_SET_REGS");
     return enter(guest, worker, count);

@@ -13,6 +13,7 @@
 #ifndef KVM_GUEST_H
 #define KVM_GUEST_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -60,8 +61,16 @@ struct kvm_guest;
 struct kvm_outcome {
     int error;
     uint32_t at; /* with an error: the touch that it happened at */
-    char why[160];
+    char why[400];
 };
+
+/*
+ * Error of a run: the virtual processor lost the guest's state, which is the emulator's doing. Seen under QEMU's TCG with
+ * several threads (7.2): the nested guest goes on with the host's CR3, at the host's instruction behind VMRUN. It is said
+ * only where nothing else can be to blame: all that a guest needs to take an exception lies in side memory, which no pager
+ * serves and which is as it was written, and yet it left by a shutdown; or its CR3, which it never changes, is another.
+ */
+#define KVM_GUEST_LOST EREMOTEIO
 
 /*
  * Lay out side memory, shared with children. Returns 0 or a negative errno.
@@ -94,6 +103,9 @@ struct kvm_outcome kvm_guest_run(struct kvm_guest *guest, uint32_t worker, uint3
 void kvm_guest_stop(struct kvm_guest *guest, uint32_t worker);
 /* Passes that a worker has done in its life, also while it runs. */
 uint64_t kvm_guest_passes(const struct kvm_guest *guest, uint32_t worker);
+
+/* Take a page out of the guest's own page tables, so that its next touch is an exception; or put it back. */
+void kvm_guest_hide(struct kvm_guest *guest, uint32_t page, bool hidden);
 
 /*
  * Poisoned memory ends a run with -EHWPOISON instead of the process: to be called once in the process that runs

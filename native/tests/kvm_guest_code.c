@@ -8,7 +8,9 @@ _Static_assert(sizeof(struct kvm_touch) == 48 && offsetof(struct kvm_touch, word
                    offsetof(struct kvm_touch, value) == 16 && offsetof(struct kvm_touch, step) == 24 &&
                    offsetof(struct kvm_touch, factor) == 32 && offsetof(struct kvm_touch, result) == 40,
                "as the code has it");
-_Static_assert(offsetof(struct kvm_mailbox, stop) == 0 && offsetof(struct kvm_mailbox, passes) == 8,
+_Static_assert(offsetof(struct kvm_mailbox, stop) == 0 && offsetof(struct kvm_mailbox, passes) == 8 &&
+                   offsetof(struct kvm_mailbox, exception) == 16 && offsetof(struct kvm_exception, cr2) == 40 &&
+                   KVM_EXCEPTION_TAKEN == 256 && KVM_EXCEPTIONS == 32 && KVM_EXCEPTION_STUB == 16,
                "as the code has it");
 _Static_assert(KVM_TOUCH_LOAD == 0 && KVM_TOUCH_STORE == 1 && KVM_TOUCH_ADD == 2 && KVM_TOUCH_FILL == 3,
                "as the code has it; CHECK is what is left");
@@ -16,6 +18,7 @@ _Static_assert(KVM_TOUCH_LOAD == 0 && KVM_TOUCH_STORE == 1 && KVM_TOUCH_ADD == 2
 __asm__(".section .rodata\n"
         ".balign 64\n"
         ".globl kvm_guest_code\n"
+        ".globl kvm_guest_exceptions\n"
         ".globl kvm_guest_code_end\n"
         "kvm_guest_code:\n"
         ".Lpass:\n"
@@ -101,5 +104,27 @@ __asm__(".section .rodata\n"
         ".Lend:\n"
         "    hlt\n"
         "    jmp .Lend\n"
+        ".Lexception:\n"
+        "    popq 16(%r13)\n"
+        "    popq 24(%r13)\n"
+        "    popq 32(%r13)\n"
+        "    popq 40(%r13)\n"
+        "    popq 48(%r13)\n"
+        "    movq %cr2, %rax\n"
+        "    movq %rax, 56(%r13)\n"
+        "    movq %r8, 64(%r13)\n"
+        "    movq %r9, 72(%r13)\n"
+        "    movq %rcx, 80(%r13)\n"
+        "    movq %r15, 88(%r13)\n"
+        "    jmp .Lend\n"
+        "    .balign 16\n"
+        "kvm_guest_exceptions:\n"
+        "    .set .Lvector, 256\n"
+        "    .rept 32\n"
+        "    pushq $.Lvector\n"
+        "    jmp .Lexception\n"
+        "    .balign 16\n"
+        "    .set .Lvector, .Lvector + 1\n"
+        "    .endr\n"
         "kvm_guest_code_end:\n"
         ".text\n");

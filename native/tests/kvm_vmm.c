@@ -21,6 +21,7 @@
 
 #define START_SECONDS 30u
 #define POLL_MS 20
+#define LOOK_POLLS 100u /* so often each vCPU is made to look whether it is still itself */
 
 /* ---- in the VMM -------------------------------------------------------------------------------------------- */
 
@@ -90,6 +91,11 @@ static void *keep_hot(void *argument) {
     return NULL;
 }
 
+/* What it interrupts is KVM_RUN. */
+static void look(int number) {
+    (void)number;
+}
+
 static _Noreturn void vmm_main(struct kvm_vmm *vmm) {
     struct kvm_vmm_shared *s = vmm->shared;
     struct worker_arguments arguments[KVM_GUEST_VCPUS_MAX + 1];
@@ -97,6 +103,7 @@ static _Noreturn void vmm_main(struct kvm_vmm *vmm) {
     uint32_t workers = kvm_guest_workers(vmm->guest);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     kvm_guest_catch_sigbus();
+    sigaction(SIGUSR1, &(struct sigaction){.sa_handler = look}, NULL);
     s->started = kvm_guest_start(vmm->guest);
     for (uint32_t i = 0; i < workers && !s->started.error; i++) {
         arguments[i] = (struct worker_arguments){.vmm = vmm, .worker = i};
@@ -108,8 +115,11 @@ static _Noreturn void vmm_main(struct kvm_vmm *vmm) {
     atomic_store(&s->ready, 1);
     if (s->started.error)
         _exit(0);
-    while (!atomic_load(&s->stop))
+    for (unsigned polls = 1; !atomic_load(&s->stop); polls++) {
         poll(NULL, 0, POLL_MS);
+        for (uint32_t i = 0; i + 1 < workers && polls % LOOK_POLLS == 0; i++)
+            pthread_kill(threads[i], SIGUSR1);
+    }
     for (uint32_t i = 0; i < workers; i++) {
         sem_post(&s->workers[i].asked);
         pthread_join(threads[i], NULL);
@@ -207,6 +217,10 @@ struct kvm_outcome kvm_vmm_wait(struct kvm_vmm *vmm, uint32_t worker, struct kvm
     if (script && count)
         memcpy(script, kvm_guest_script(vmm->guest, worker), count * sizeof(*script));
     struct kvm_outcome outcome = w->outcome;
+    if (outcome.error == -KVM_GUEST_LOST) {
+        printf("no verdict: worker %u: %s\n", worker, outcome.why);
+        exit(KVM_VMM_NO_VERDICT);
+    }
     atomic_store(&w->busy, 0);
     return outcome;
 }

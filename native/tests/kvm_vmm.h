@@ -14,6 +14,12 @@
 
 #include "kvm_guest.h"
 
+/*
+ * Exit code of a test whose guest came to grief by KVM_GUEST_LOST, with a line that says so: nothing was found out, for
+ * good or ill. Whoever runs the test may run it again, and must say so.
+ */
+#define KVM_VMM_NO_VERDICT 75
+
 struct kvm_vmm_worker {
     sem_t asked, answered;
     uint32_t count;

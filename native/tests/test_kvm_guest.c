@@ -346,12 +346,34 @@ static void measure(void) {
     kvm_vmm_end(&vmm);
 }
 
+/* An exception of the guest is told as what it is, and the guest goes on afterwards. */
+static void check_exceptions(void) {
+    struct kvm_touch touches[3] = {
+        {.page = 1, .times = 1}, {.page = 7, .word = 3, .times = 1}, {.page = 2, .times = 1}};
+    for (int large = 0; large < 2; large++) {
+        struct kvm_vmm vmm =
+            kvm_vmm_start(&(struct kvm_guest_config){.bytes = 4 * MIB, .vcpus = 1, .large_pages = large});
+        touches[1].page = large ? 1023 : 7;
+        kvm_guest_hide(vmm.guest, touches[1].page, true);
+        struct kvm_outcome outcome = kvm_vmm_run(&vmm, 0, touches, 3, SECONDS);
+        CHECK(outcome.error == -EIO && outcome.at == 1 && strstr(outcome.why, "exception 14 at touch 1 of 3"),
+              "error %d at %u: %s", outcome.error, outcome.at, outcome.why);
+        if (!large)
+            printf("an exception is told: %s\n", outcome.why);
+        kvm_guest_hide(vmm.guest, touches[1].page, false);
+        outcome = kvm_vmm_run(&vmm, 0, touches, 3, SECONDS);
+        CHECK(outcome.error == 0, "afterwards: %s", outcome.why);
+        kvm_vmm_end(&vmm);
+    }
+}
+
 int main(int argc, char **argv) {
     uint64_t random = seed_of(argc, argv);
     double began = seconds_now();
     setvbuf(stdout, NULL, _IOLBF, 0);
     check_refusals();
     measure();
+    check_exceptions();
     for (uint32_t vcpus = 1; vcpus <= 4; vcpus++)
         for (int large = 0; large < 2; large++)
             check_scripts(vcpus, large, &random);

@@ -8,6 +8,7 @@ import pytest
 from .boot import Kernel
 from .left_out import check_passed, must_say
 from .result import SKIPPED
+from .verdict import TRIES, run_test
 
 _SOURCES = Path(__file__).resolve().parents[2] / "native" / "tests"
 NAMES = sorted(path.stem for path in _SOURCES.glob("test_*.c"))
@@ -35,10 +36,10 @@ MUST_RUN = frozenset(
 TRACKERS = ("rwp", "zap", "damon")
 
 
-@pytest.mark.timeout(LIMIT_SECONDS + 60)
+@pytest.mark.timeout(TRIES * LIMIT_SECONDS + 60)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_passes_inside(name: str, kernel: Kernel, request: pytest.FixtureRequest) -> None:
-    result = kernel.run([f"/tests/{name}"], timeout=LIMIT_SECONDS)
+    result = run_test(kernel, name, LIMIT_SECONDS, request)
     if result.code == SKIPPED and not result.over_limit and name not in MUST_RUN:
         pytest.skip(result.stdout.strip().splitlines()[-1] if result.stdout.strip() else "it does not say why")
     check_passed(result, must_say(name, TRACKERS), request)

@@ -12,6 +12,7 @@ from .conftest import MEMORY_MIB
 from .idle import kept_idle_kernel
 from .left_out import check_passed, must_say
 from .test_c import LIMIT_SECONDS, TRACKERS
+from .verdict import TRIES, run_test
 
 # Those of the idle tracker, and those that go through every tracker there is.
 NAMES = (
@@ -38,8 +39,8 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
         yield kernel
 
 
-@pytest.mark.timeout(LIMIT_SECONDS + 60)
+@pytest.mark.timeout(TRIES * LIMIT_SECONDS + 60)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_passes_with_page_idle(name: str, idle: Kernel, request: pytest.FixtureRequest) -> None:
-    result = idle.run([f"/tests/{name}"], timeout=LIMIT_SECONDS)
+    result = run_test(idle, name, LIMIT_SECONDS, request)
     check_passed(result, must_say(name, (*TRACKERS, "idle")), request)
