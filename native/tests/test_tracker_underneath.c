@@ -173,6 +173,33 @@ static void check_still_swapped(struct tracked_guest *guest, int fd, const uint8
           (unsigned long long)counted, count);
 }
 
+static bool all_else_away(const struct fl_status *status) {
+    return status->evicted_pages > 32 && status->why == FL_WHY_NOTHING_COLD;
+}
+
+static bool all_back(const struct fl_status *status) {
+    return status->evicted_pages == 0;
+}
+
+/* What the host has in swap takes no RAM: it stays there while all else goes, and is not read to be stored elsewhere. */
+static void check_not_evicted(struct tracked_guest *guest, int fd) {
+    uint8_t swapped[PAGES];
+    uint32_t count = reclaim(guest, fd, PAGES / 8, swapped);
+    (void)tracked_scan(guest);
+    CHECK(pager_budget(guest->connection, BYTES, 600).error == 0, "budget");
+    wait_until(&guest->victim, all_else_away, SECONDS, "all that is not in swap away");
+    CHECK(pager_budget(guest->connection, BYTES, 0).error == 0, "no lease");
+    for (uint32_t page = 0; page < PAGES; page++)
+        CHECK(!swapped[page] || (!host_is_cached(fd, page) &&
+                                 lseek(fd, (off_t)page * HOST_PAGE, SEEK_DATA) == (off_t)page * HOST_PAGE),
+              "%s: page %u was in swap, and is not there any more", guest->tracker, page);
+    CHECK(pager_tell(guest->connection, (struct fl_command){.kind = FL_COMMAND_DRAIN}).error == 0, "drain");
+    wait_until(&guest->victim, all_back, SECONDS, "everything back");
+    printf("%-5s %u pages stayed in the host's swap while others were evicted\n", guest->tracker, count);
+    memset(guest->touched, TRACKED_UNTOUCHED, PAGES);
+    (void)tracked_scan(guest);
+}
+
 static void test_swapped(struct tracked_guest *guest, const struct subject *subject, uint64_t *random) {
     uint8_t swapped[PAGES], touched[PAGES];
     int fd = open_memory(guest);
@@ -204,6 +231,7 @@ static void test_swapped(struct tracked_guest *guest, const struct subject *subj
         (void)tracked_scan(guest);
     }
     tracked_judge(guest, "swapped out after it was touched", subject->least_ppm);
+    check_not_evicted(guest, fd);
     host_swap_off(); /* which brings everything in again, and nobody has touched it */
     for (unsigned i = 0; i < 3; i++)
         (void)tracked_scan(guest);
@@ -260,10 +288,6 @@ static void test_collapsed(struct tracked_guest *guest, const struct subject *su
 
 static bool mostly_away(const struct fl_status *status) {
     return status->evicted_pages > PAGES * 3 / 4;
-}
-
-static bool all_back(const struct fl_status *status) {
-    return status->evicted_pages == 0;
 }
 
 static void test_evicted(struct tracked_guest *guest, const struct subject *subject, uint64_t *random) {
