@@ -63,13 +63,7 @@ void fl_evictor_destroy(struct fl_evictor *evictor) {
 
 static int protect(struct fl_vm *vm, const struct batch *batch, bool on) {
     uint64_t address = fl_address_of_page(vm, batch->region, batch->first);
-    int error = -EAGAIN;
-    for (uint32_t i = 0; i < PROTECT_TRIES && error == -EAGAIN; i++) {
-        error = fl_uffd_protect(vm, address, (uint64_t)batch->count * FL_PAGE_SIZE, on);
-        if (error == -EAGAIN)
-            fl_sleep_ns(20 * FL_NS_PER_US);
-    }
-    return error;
+    return fl_uffd_protect_patiently(vm, address, (uint64_t)batch->count * FL_PAGE_SIZE, on, PROTECT_TRIES);
 }
 
 /*

@@ -7,8 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/kernel.h"
 
+#define AGAIN_NS (20 * FL_NS_PER_US)
 #define EVENTS \
     (UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_FORK)
 #define FOR_WP (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
@@ -111,6 +113,16 @@ int fl_uffd_protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool pr
     struct uffdio_writeprotect wp = {.range = range, .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
     struct uffdio_rwprotect rwp = {.range = range, .mode = protect ? UFFDIO_RWPROTECT_MODE_RWP : 0};
     return vm->freeze == FL_FREEZE_RWP ? call(vm, UFFDIO_RWPROTECT, &rwp) : call(vm, UFFDIO_WRITEPROTECT, &wp);
+}
+
+int fl_uffd_protect_patiently(struct fl_vm *vm, uint64_t address, uint64_t length, bool protect, uint32_t tries) {
+    int error = -EAGAIN;
+    for (uint32_t i = 0; i < tries && error == -EAGAIN; i++) {
+        error = fl_uffd_protect(vm, address, length, protect);
+        if (error == -EAGAIN)
+            fl_sleep_ns(AGAIN_NS);
+    }
+    return error;
 }
 
 int fl_uffd_sync(struct fl_vm *vm, bool on) {

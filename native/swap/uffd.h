@@ -42,6 +42,11 @@ int fl_uffd_continue(struct fl_vm *vm, uint64_t address);
 /* Protect against writes (FL_FREEZE_RWP: against every touch), or lift it and wake. */
 int fl_uffd_protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool protect);
 /*
+ * The same, again as long as the kernel answers EAGAIN because the VMM's mappings are changing, which fault threads read of:
+ * `tries` times in all, 20 us apart. -EAGAIN: they were not enough.
+ */
+int fl_uffd_protect_patiently(struct fl_vm *vm, uint64_t address, uint64_t length, bool protect, uint32_t tries);
+/*
  * FL_FREEZE_RWP: in sync mode a touch of a protected page waits for us; otherwise the kernel lifts the protection
  * itself. Ending it wakes every waiter. Takes the VMM's mmap lock for writing: once a window, not once a page.
  */

@@ -202,24 +202,14 @@ static int mark(struct fl_tracker *tracker, uint32_t region, uint64_t skipped) {
     return fl_page_idle_mark(&tracker->idle);
 }
 
-static int protect(struct fl_vm *vm, uint64_t address, uint64_t length, bool on) {
-    int error = -EAGAIN;
-    for (uint32_t i = 0; i < PROTECT_TRIES && error == -EAGAIN; i++) {
-        error = fl_uffd_protect(vm, address, length, on);
-        if (error == -EAGAIN)
-            fl_sleep_ns(20 * FL_NS_PER_US);
-    }
-    return error;
-}
-
 /* Around one page. */
 static int flush_by(struct fl_vm *vm, uint32_t region, uint64_t page) {
     uint64_t pages = fl_region_pages(vm, region), skip = page - fl_region(vm, region)->first_page;
     uint64_t count = pages < FLUSH_PAGES ? pages : FLUSH_PAGES;
     skip = skip < pages - count ? skip : pages - count;
     uint64_t address = fl_address_of_page(vm, region, fl_region(vm, region)->first_page + skip);
-    int error = protect(vm, address, count * FL_PAGE_SIZE, true);
-    return error ? error : protect(vm, address, count * FL_PAGE_SIZE, false);
+    int error = fl_uffd_protect_patiently(vm, address, count * FL_PAGE_SIZE, true, PROTECT_TRIES);
+    return error ? error : fl_uffd_protect_patiently(vm, address, count * FL_PAGE_SIZE, false, PROTECT_TRIES);
 }
 
 /*

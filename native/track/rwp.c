@@ -67,16 +67,6 @@ static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, 
     return fl_pagemap_bits(&tracker->pagemap, tracker->vm, PAGE_IS_ACCESSED, region, first, count, accessed);
 }
 
-static int protect(struct fl_vm *vm, uint64_t address, uint64_t length) {
-    int error = -EAGAIN;
-    for (uint32_t i = 0; i < PROTECT_TRIES && error == -EAGAIN; i++) {
-        error = fl_uffd_protect(vm, address, length, true);
-        if (error == -EAGAIN)
-            fl_sleep_ns(20 * FL_NS_PER_US);
-    }
-    return error;
-}
-
 /* The VMM's mmap lock is held for reading as long as a chunk takes; faults need it too only now and then. */
 static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *stop_max_ns) {
     struct fl_vm *vm = tracker->vm;
@@ -85,7 +75,7 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *sto
     while (at < end) {
         uint64_t length = end - at < tracker->chunk_bytes ? end - at : tracker->chunk_bytes;
         uint64_t start_ns = fl_now();
-        int error = protect(vm, at, length);
+        int error = fl_uffd_protect_patiently(vm, at, length, true, PROTECT_TRIES);
         if (error)
             return error;
         uint64_t took_ns = fl_now() - start_ns;

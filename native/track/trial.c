@@ -94,11 +94,9 @@ static int scan(struct scratch *s, uint64_t category) {
     return found;
 }
 
+/* Another thread of this process may change its mappings meanwhile. */
 static int protect(struct scratch *s, bool on) {
-    int error = -EAGAIN; /* another thread of this process changes its mappings */
-    for (uint32_t i = 0; i < AGAIN_TRIES && error == -EAGAIN; i++)
-        error = fl_uffd_protect(&s->vm, s->at, BYTES, on);
-    return error;
+    return fl_uffd_protect_patiently(&s->vm, s->at, BYTES, on, AGAIN_TRIES);
 }
 
 /* A userfaultfd on both pages that never makes the kernel wait for an answer. */
