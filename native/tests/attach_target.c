@@ -161,7 +161,8 @@ static void *send_signals(void *unused) {
         struct timespec pause = {.tv_nsec = 200000};
         nanosleep(&pause, NULL);
         uint64_t sent = atomic_load(&next_signal);
-        if (target_sends_signals() && atomic_load(&shared->mode) == TARGET_SIGNALS &&
+        atomic_store(&shared->quieted, atomic_load(&shared->quiet));
+        if (!atomic_load(&shared->quieted) && target_sends_signals() && atomic_load(&shared->mode) == TARGET_SIGNALS &&
             sent - atomic_load(&shared->signals) < 16) {
             siginfo_t info = {.si_signo = SIGRTMIN, .si_code = SI_QUEUE};
             info.si_value.sival_int = (int)sent;
@@ -308,6 +309,21 @@ static void append_file(FILE *out, int pid, const char *name, const char *const 
     fclose(file);
 }
 
+/* While its handler runs, a thread has the signal blocked: no picture of that. */
+static void hold_signals(const struct target *target, bool hold) {
+    if (atomic_load(&target->shared->mode) != TARGET_SIGNALS)
+        return;
+    atomic_store(&target->shared->quiet, hold);
+    for (int i = 0; i < 20000 && atomic_load(&target->shared->quieted) != hold; i++)
+        target_pause_us(1000);
+    MUST(atomic_load(&target->shared->quieted) == hold, "the target does not %s sending signals",
+         hold ? "stop" : "go on");
+    uint64_t goal = atomic_load(&target->shared->rounds) + 2; /* between two rounds all that were sent have come */
+    for (int i = 0; i < 20000 && atomic_load(&target->shared->rounds) < goal; i++)
+        target_pause_us(1000);
+    MUST(atomic_load(&target->shared->rounds) >= goal, "the target does not go on");
+}
+
 char *target_picture(const struct target *target) {
     static const char *const status[] = {"TracerPid", "SigBlk", "SigIgn",  "SigCgt",
                                          "Seccomp",   "FDSize", "Threads", NULL};
@@ -315,6 +331,7 @@ char *target_picture(const struct target *target) {
     size_t length = 0;
     FILE *out = open_memstream(&text, &length);
     MUST(out, "open_memstream");
+    hold_signals(target, true);
     for (int fd = 0; fd < 1024; fd++) {
         char path[64];
         char link[256];
@@ -328,6 +345,7 @@ char *target_picture(const struct target *target) {
     append_file(out, target->pid, "maps", NULL);
     append_file(out, target->pid, "status", status);
     fprintf(out, "policy %d\n", sched_getscheduler(target->pid));
+    hold_signals(target, false);
     fclose(out);
     return text;
 }

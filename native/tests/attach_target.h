@@ -44,6 +44,8 @@ struct target_shared {
     _Atomic(uint32_t) mode;
     _Atomic(uint64_t) rounds;
     _Atomic(uint64_t) signals;
+    _Atomic(uint32_t) quiet; /* no more signals; quieted follows when the last one has been sent */
+    _Atomic(uint32_t) quieted;
     _Atomic(uint64_t) errors;
     char first_error[160];
 };
