@@ -77,7 +77,12 @@ def test_one_trace_from_scan_to_eviction_and_the_ladder_without_a_controller(
             ] * 2
             starts = [span.start_ns for span in path]
             assert starts == sorted(starts), trace.tree()
-            assert any(span.links for t in receiver.traces() for span in t.named("swap.fault"))
+            # Faults come when the guest goes back to a page, and their spans with the next export.
+            wait_for(
+                "a fault that is linked to its eviction",
+                lambda: any(span.links for t in receiver.traces() for span in t.named("swap.fault")) or None,
+                30,
+            )
 
             # Restarted agent: the same epoch fence, the same pager, excluded VM still alone.
             pager = rig.vm(name)["pager"]["pid"]
