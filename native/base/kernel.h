@@ -53,7 +53,9 @@ struct uffdio_set_mode {
 #endif
 
 #ifndef PAGEMAP_SCAN
+#define PAGE_IS_FILE (1 << 2)
 #define PAGE_IS_PRESENT (1 << 3)
+#define PAGE_IS_SWAPPED (1 << 4)
 struct page_region {
     __u64 start;
     __u64 end;

@@ -6,6 +6,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -17,6 +19,7 @@
 #define PAGES ((uint32_t)(BYTES / KVM_GUEST_PAGE))
 #define EMPTY 512u
 #define TOUCHES 300u
+#define MOVING_ROUNDS 40u
 #define SECONDS 60u
 
 static const struct subject {
@@ -139,6 +142,44 @@ static void test_migrated(const struct subject *subject, uint64_t *random) {
         printf("%-5s %u %% of the pages were migrated at once, by %s\n", subject->tracker, percent,
                host_has_nodes() ? "move_pages()" : "compaction");
     free(frames);
+}
+
+struct mover {
+    struct tracked_guest *guest;
+    atomic_bool end;
+    unsigned moves;
+};
+
+static void *move_on(void *data) {
+    struct mover *mover = data;
+    for (; !atomic_load(&mover->end); mover->moves++)
+        CHECK(!host_migrate(mover->guest->vmm.pid, address_of(mover->guest, 0), PAGES, mover->moves % 2 == 0), "move");
+    return NULL;
+}
+
+/* While a page is on its way, its entry is neither empty nor present; scans meet many such. */
+static void test_moving(const struct subject *subject, uint64_t *random) {
+    if (!subject->keeps)
+        return;
+    if (!host_has_nodes()) {
+        printf("%-5s scans while pages are being moved not tried: the host has one NUMA node\n", subject->tracker);
+        return;
+    }
+    struct tracked_guest guest = start(subject, NULL);
+    struct mover mover = {.guest = &guest};
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, move_on, &mover) == 0, "pthread_create");
+    for (unsigned round = 0; round < MOVING_ROUNDS; round++) {
+        if (round % 4)
+            touch_anywhere(&guest, random);
+        (void)tracked_scan(&guest);
+    }
+    atomic_store(&mover.end, true);
+    pthread_join(thread, NULL);
+    CHECK(mover.moves > 1, "all pages were moved %u times only", mover.moves);
+    printf("%-5s all pages were moved %u times in %u scans\n", subject->tracker, mover.moves, MOVING_ROUNDS);
+    tracked_judge(&guest, "scanned while on the move", subject->least_ppm);
+    tracked_end(&guest);
 }
 
 /* ---- swap -------------------------------------------------------------------------------------------------- */
@@ -340,6 +381,7 @@ static void prepare_reclaim(struct kvm_vmm *vmm) {
 
 static void check_tracker(const struct subject *subject, uint64_t *random) {
     test_migrated(subject, random);
+    test_moving(subject, random);
     struct tracked_guest guest = start(subject, prepare_reclaim);
     test_pager_killed(&guest, subject, random);
     const char *missing = no_reclaim ? no_reclaim : host_swap_on(4 * BYTES);

@@ -4,15 +4,17 @@
 #include <errno.h>
 #include <string.h>
 
-long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t category, uint64_t *from, uint64_t end) {
+long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint64_t *from,
+                     uint64_t end) {
     struct pm_scan_arg scan = {
         .size = sizeof(scan),
         .start = *from,
         .end = end,
         .vec = (uint64_t)(uintptr_t)pagemap->runs,
         .vec_len = FL_PAGEMAP_RUNS,
-        .category_mask = category,
-        .return_mask = category,
+        .category_mask = kind.all,
+        .category_anyof_mask = kind.any,
+        .return_mask = kind.all,
     };
     long count = ioctl(vm->pagemap_fd, PAGEMAP_SCAN, &scan);
     if (count < 0)
@@ -23,13 +25,13 @@ long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t cate
     return count;
 }
 
-int fl_pagemap_bits(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t category, uint32_t region, uint64_t first,
-                    uint32_t count, uint64_t *bits) {
+int fl_pagemap_bits(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint32_t region,
+                    uint64_t first, uint32_t count, uint64_t *bits) {
     uint64_t base = fl_address_of_page(vm, region, first);
     uint64_t at = base, end = base + (uint64_t)count * FL_PAGE_SIZE;
     memset(bits, 0, (count + 63) / 64 * sizeof(*bits));
     while (at < end) {
-        long runs = fl_pagemap_runs(pagemap, vm, category, &at, end);
+        long runs = fl_pagemap_runs(pagemap, vm, kind, &at, end);
         if (runs < 0)
             return (int)runs;
         for (long i = 0; i < runs; i++) {

@@ -12,14 +12,27 @@ struct fl_pagemap {
     struct page_region runs[FL_PAGEMAP_RUNS];
 };
 
-/*
- * Runs of pages that have `category` (PAGE_IS_...) among the VMM addresses from *from up to `end`, into
- * pagemap->runs. Returns how many, or a negative errno; *from is moved to where the walk ended.
- */
-long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t category, uint64_t *from, uint64_t end);
+/* Pages with all of `all` (PAGE_IS_...), and with one of `any` where that is not 0. */
+struct fl_pagemap_kind {
+    uint64_t all, any;
+};
 
-/* Bit i of `bits` tells whether page first + i of `region` has `category`. 0 or a negative errno. */
-int fl_pagemap_bits(struct fl_pagemap *pagemap, struct fl_vm *vm, uint64_t category, uint32_t region, uint64_t first,
-                    uint32_t count, uint64_t *bits);
+/*
+ * Shared memory that has an entry in the page table. While the kernel migrates a page its entry is "swapped", and present
+ * again a moment later; memory that is really in swap has none at all, and a marker of WP is of no file.
+ */
+#define FL_PAGES_MAPPED ((struct fl_pagemap_kind){PAGE_IS_FILE, PAGE_IS_PRESENT | PAGE_IS_SWAPPED})
+#define FL_PAGES_ACCESSED ((struct fl_pagemap_kind){PAGE_IS_ACCESSED, 0})
+
+/*
+ * Runs of pages of `kind` among the VMM addresses from *from up to `end`, into pagemap->runs. Returns how many, or a
+ * negative errno; *from is moved to where the walk ended.
+ */
+long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint64_t *from,
+                     uint64_t end);
+
+/* Bit i of `bits` tells whether page first + i of `region` is of `kind`. 0 or a negative errno. */
+int fl_pagemap_bits(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint32_t region,
+                    uint64_t first, uint32_t count, uint64_t *bits);
 
 #endif

@@ -64,7 +64,7 @@ static void destroy(struct fl_tracker *tracker) {
 }
 
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, PAGE_IS_ACCESSED, region, first, count, accessed);
+    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_ACCESSED, region, first, count, accessed);
 }
 
 /* The VMM's mmap lock is held for reading as long as a chunk takes; faults need it too only now and then. */

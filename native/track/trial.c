@@ -79,12 +79,12 @@ static bool writes(struct scratch *s, uint32_t page) {
     return pread(s->other, s->memory + (size_t)page * FL_PAGE_SIZE, 1, 0) == 1;
 }
 
-/* Which of the pages have `category`, one bit each; or a negative errno. */
-static int scan(struct scratch *s, uint64_t category) {
+/* Which of the pages are of `kind`, one bit each; or a negative errno. */
+static int scan(struct scratch *s, struct fl_pagemap_kind kind) {
     struct fl_pagemap pagemap;
     int found = 0;
     for (uint64_t from = s->at, end = s->at + BYTES; from < end;) {
-        long runs = fl_pagemap_runs(&pagemap, &s->vm, category, &from, end);
+        long runs = fl_pagemap_runs(&pagemap, &s->vm, kind, &from, end);
         if (runs < 0)
             return (int)runs;
         for (long i = 0; i < runs; i++)
@@ -121,14 +121,14 @@ static bool register_scratch(struct scratch *s, enum fl_freeze freeze) {
 /* ---- PAGEMAP_SCAN ------------------------------------------------------------------------------------------- */
 
 static bool scan_tells(struct scratch *s) {
-    int mapped = scan(s, PAGE_IS_PRESENT);
+    int mapped = scan(s, FL_PAGES_MAPPED);
     if (mapped < 0)
         return fails(s, "PAGEMAP_SCAN", mapped);
     if (!(mapped & FIRST))
         return is_half(s, "PAGEMAP_SCAN does not tell of a page that is mapped");
     if (madvise(s->memory, BYTES, MADV_DONTNEED))
         return fails(s, "MADV_DONTNEED on a memfd", -errno);
-    return scan(s, PAGE_IS_PRESENT) == 0 || is_half(s, "PAGEMAP_SCAN tells of pages that are not mapped any more");
+    return scan(s, FL_PAGES_MAPPED) == 0 || is_half(s, "PAGEMAP_SCAN tells of pages that are not mapped any more");
 }
 
 /* ---- WP ----------------------------------------------------------------------------------------------------- */
@@ -137,7 +137,7 @@ static bool scan_tells(struct scratch *s) {
 static bool maps_what_is_touched(struct scratch *s) {
     if (madvise(s->memory, BYTES, MADV_DONTNEED) || !reads(s, 0))
         return fails(s, "to drop and touch a page that is registered for WP", -errno);
-    int mapped = scan(s, PAGE_IS_PRESENT);
+    int mapped = scan(s, FL_PAGES_MAPPED);
     return mapped < 0 || mapped == FIRST || is_half(s, "registered for WP, a touch maps the pages beside it too");
 }
 
@@ -178,7 +178,7 @@ static bool rwp_works(struct scratch *s) {
     int error = protect(s, true);
     if (error)
         return fails(s, "UFFDIO_RWPROTECT", error);
-    int accessed = scan(s, PAGE_IS_ACCESSED);
+    int accessed = scan(s, FL_PAGES_ACCESSED);
     if (accessed < 0)
         return fails(s, "PAGEMAP_SCAN for PAGE_IS_ACCESSED", accessed);
     if (accessed)
@@ -187,7 +187,7 @@ static bool rwp_works(struct scratch *s) {
         return false;
     if (!reads(s, 0))
         return is_half(s, "in async mode the kernel does not lift the protection of a page that is touched");
-    if (scan(s, PAGE_IS_ACCESSED) != FIRST)
+    if (scan(s, FL_PAGES_ACCESSED) != FIRST)
         return is_half(s, "PAGEMAP_SCAN for PAGE_IS_ACCESSED does not tell of exactly the page that was touched");
     return !reads(s, 1) || is_half(s, "MINOR does not see the touch of a page that is in the file and not mapped");
 }

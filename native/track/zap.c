@@ -60,7 +60,7 @@ static void destroy(struct fl_tracker *tracker) {
 }
 
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, PAGE_IS_PRESENT, region, first, count, accessed);
+    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_MAPPED, region, first, count, accessed);
 }
 
 static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length) {
@@ -116,7 +116,7 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
     uint64_t end = at + fl_region(vm, region)->length;
     uint64_t start = 0, stop = 0, pages = 0;
     while (at < end) {
-        long runs = fl_pagemap_runs(&tracker->pagemap, vm, PAGE_IS_PRESENT, &at, end);
+        long runs = fl_pagemap_runs(&tracker->pagemap, vm, FL_PAGES_MAPPED, &at, end);
         if (runs < 0)
             return (int)runs;
         for (long i = 0; i < runs; i++) {

@@ -28,7 +28,11 @@ def _fetch(name: str, refresh: bool) -> int:
 
 def _run(chosen: argparse.Namespace) -> int:
     config = KernelConfig(
-        memory_mib=chosen.memory, vcpus=chosen.cpus, added=parse_added(chosen.add), command_line=tuple(chosen.append)
+        memory_mib=chosen.memory,
+        vcpus=chosen.cpus,
+        nodes=chosen.nodes,
+        added=parse_added(chosen.add),
+        command_line=tuple(chosen.append),
     )
     tested = _kernel(chosen.kernel)
     with (
@@ -64,6 +68,7 @@ def main() -> int:
     run.add_argument("--kernel", choices=("debian", "idle"), default="debian", help="idle: built, with page_idle")
     run.add_argument("--memory", type=int, default=1024, metavar="MIB")
     run.add_argument("--cpus", type=int, default=2)
+    run.add_argument("--nodes", type=int, default=1, help="NUMA nodes")
     run.add_argument("--timeout", type=float, default=120, metavar="SECONDS")
     run.add_argument("--add", action="append", default=[], metavar="FILE[:PATH]", help="bring in, default to /tests")
     run.add_argument("--get", action="append", default=[], metavar="PATH[:FILE]", help="bring out afterwards")
