@@ -7,6 +7,7 @@
 #include <linux/types.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 
 #ifndef UFFD_FEATURE_POISON
 #define UFFD_FEATURE_POISON (1 << 14)
@@ -80,6 +81,10 @@ struct pm_scan_arg {
 
 #ifndef PAGE_IS_ACCESSED
 #define PAGE_IS_ACCESSED (1 << 9)
+#endif
+
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
 #endif
 
 #ifndef MADV_POPULATE_WRITE

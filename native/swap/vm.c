@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/fence.h"
+#include "base/kernel.h"
 
 bool fl_page_of_address(struct fl_vm *vm, uint64_t address, uint64_t *page, uint32_t *region) {
     uint32_t count = fl_region_count(vm);
@@ -42,6 +44,14 @@ int fl_pages_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t 
     for (uint32_t i = 0; i < count; i++)
         cached[i / 64] |= (uint64_t)(vector[i] & 1) << (i % 64);
     return 0;
+}
+
+int64_t fl_pages_held(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count) {
+    uint64_t range[] = {fl_offset_of_page(vm, region, first), (uint64_t)count * FL_PAGE_SIZE};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } found = {0};
+    return syscall(SYS_cachestat, vm->memory[region].fd, range, &found, 0) ? -errno : (int64_t)found.cached;
 }
 
 bool fl_forks_wait(struct fl_vm *vm) {

@@ -89,6 +89,11 @@ bool fl_region_of_page(struct fl_vm *vm, uint64_t page, uint32_t *region);
  * page first + i. Fills no hole, and brings nothing in from swap. 0 or a negative errno.
  */
 int fl_pages_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *cached);
+/*
+ * How many of them the kernel holds in RAM, with those that it is moving to another frame at this moment, which
+ * fl_pages_cached() may not show. Negative errno: -ENOSYS without CONFIG_CACHESTAT_SYSCALL.
+ */
+int64_t fl_pages_held(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count);
 
 static inline bool fl_swap_entry(struct fl_vm *vm, uint64_t page, fl_entry *expected, fl_entry desired) {
     return atomic_compare_exchange_strong_explicit(fl_slot(vm, page), expected, desired, memory_order_acq_rel,

@@ -19,7 +19,7 @@
 #define PAGES ((uint32_t)(BYTES / KVM_GUEST_PAGE))
 #define EMPTY 512u
 #define TOUCHES 300u
-#define MOVING_ROUNDS 40u
+#define MOVING_ROUNDS 100u
 #define SECONDS 60u
 
 static const struct subject {

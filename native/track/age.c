@@ -10,6 +10,8 @@
 
 #define WORDS(pages) (((pages) + 63) / 64)
 #define WORKING_SET_NS (120 * FL_NS_PER_SECOND)
+#define LOOKS_MAX 4u
+#define LOOK_AGAIN_NS (500 * FL_NS_PER_US)
 
 uint32_t fl_age_bin(uint8_t age) {
     uint32_t bin = 0;
@@ -47,6 +49,29 @@ int fl_age_look(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t coun
     memset(swapped, 0, WORDS(count) * sizeof(*swapped));
     int error = fl_pages_cached(vm, region, first, count, in_ram);
     return error ? error : find_swapped(vm, region, first, count, in_ram, swapped);
+}
+
+static bool any_hidden(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, const uint64_t *in_ram) {
+    uint32_t seen = 0;
+    for (uint32_t word = 0; word < WORDS(count); word++)
+        seen += (uint32_t)__builtin_popcountll(in_ram[word]);
+    return seen < count && fl_pages_held(vm, region, first, count) > seen;
+}
+
+/* While the kernel moves a page from frame to frame it may look like a hole for a moment, and a hole has no age. */
+static int look_until_all_show(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *in_ram,
+                               uint64_t *swapped) {
+    int error = fl_age_look(vm, region, first, count, in_ram, swapped);
+    for (uint32_t i = 0; i < LOOKS_MAX && !error && any_hidden(vm, region, first, count, in_ram); i++) {
+        uint64_t in_ram_now[WORDS(FL_SCAN_PAGES)], swapped_now[WORDS(FL_SCAN_PAGES)];
+        fl_sleep_ns(LOOK_AGAIN_NS);
+        error = fl_age_look(vm, region, first, count, in_ram_now, swapped_now);
+        for (uint32_t word = 0; word < WORDS(count) && !error; word++) {
+            in_ram[word] |= in_ram_now[word];
+            swapped[word] = (swapped[word] | swapped_now[word]) & ~in_ram[word];
+        }
+    }
+    return error;
 }
 
 /* What was found out about the pages of a region before any age moves: two bits a page. */
@@ -119,7 +144,7 @@ static int look_at_region(struct fl_vm *vm, const struct fl_tracker_ops *ops, st
         uint64_t *low = sights->low + at / 64, *high = sights->high + at / 64;
         error = ops->harvest(tracker, region, first + at, count, low);
         if (!error)
-            error = fl_age_look(vm, region, first + at, count, in_ram, swapped);
+            error = look_until_all_show(vm, region, first + at, count, in_ram, swapped);
         for (uint32_t word = 0; word < WORDS(count) && !error; word++) {
             uint64_t touched = low[word] & (in_ram[word] | swapped[word]);
             high[word] = (in_ram[word] | swapped[word]) & ~touched;
