@@ -27,7 +27,10 @@ int fl_regions_update(struct fl_vm *vm, const struct fl_inspection *found, struc
  */
 int fl_regions_adopt(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why);
 
-/* Register everything anew for another kind of freeze. Nothing is away and no fault thread runs. */
+/*
+ * Register everything anew for another kind of freeze, or, where the kernel does not, for the one before, with a line in the
+ * log. Nothing is away and no fault thread runs.
+ */
 int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why);
 
 /* Unregister everything. The caller has brought everything back. */

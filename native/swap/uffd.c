@@ -75,6 +75,10 @@ bool fl_uffd_allows(uint64_t features, enum fl_freeze freeze) {
     return freeze == FL_FREEZE_WP || (freeze == FL_FREEZE_RWP && (features & FOR_RWP) == FOR_RWP);
 }
 
+void fl_uffd_disallow_rwp(struct fl_vm *vm) {
+    vm->uffd_features = atomic_fetch_and(&vm->vault.header->uffd_features, ~FOR_RWP) & ~FOR_RWP;
+}
+
 int fl_uffd_register(struct fl_vm *vm, uint64_t address, uint64_t length) {
     struct uffdio_register argument = {
         .range = {.start = address, .len = length},

@@ -27,6 +27,8 @@ int fl_uffd_api(int fd, uint64_t features);
 int fl_uffd_setup(struct fl_vm *vm, struct fl_refused *why);
 /* Whether ranges can be registered for this kind of freeze by a descriptor that was set up with `features`. */
 bool fl_uffd_allows(uint64_t features, enum fl_freeze freeze);
+/* The kernel does not register for FL_FREEZE_RWP after all: from now on the vault says so too. */
+void fl_uffd_disallow_rwp(struct fl_vm *vm);
 /*
  * Register for MISSING and what vm->freeze takes: WP; or RWP and MINOR, because RWP does not see the first touch of a
  * page that is in the file and not mapped. -EBUSY: another userfaultfd has it, or it is registered for the other kind.

@@ -5,10 +5,15 @@
  */
 #include <errno.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <string.h>
+#include <sys/syscall.h>
 
+#include "base/kernel.h"
+#include "pager/serve.h"
 #include "served_vm.h"
 #include "swap/entry.h"
+#include "swap/uffd.h"
 #include "victim.h"
 
 #define PAGES 1024u
@@ -151,6 +156,69 @@ static void descriptor_without_rwp(uint64_t seed) {
     kill(victim.pid, SIGKILL);
 }
 
+/* Of this process alone: what it sets up has no RWP. */
+static bool without_rwp;
+
+int ioctl(int fd, unsigned long request, ...) {
+    va_list list;
+    va_start(list, request);
+    void *argument = va_arg(list, void *);
+    va_end(list);
+    if (without_rwp && request == UFFDIO_API && ((const struct uffdio_api *)argument)->features & RWP_FEATURES) {
+        errno = EINVAL;
+        return -1;
+    }
+    return (int)syscall(SYS_ioctl, fd, request, argument);
+}
+
+static void attach_without_rwp(const struct victim *victim) {
+    static struct fl_vm vm;
+    struct fl_refused why = {0};
+    struct fl_options options = {.vmm_pid = (int)victim->pid,
+                                 .fault_threads = 1,
+                                 .scan_interval_ms = 10000,
+                                 .stall_target_permille = 1000,
+                                 .trackers = {.count = 1, .ops = {&fl_tracker_zap}}};
+    without_rwp = true;
+    CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
+    without_rwp = false;
+    CHECK(!(vm.uffd_features & RWP_FEATURES), "the descriptor has RWP");
+    fl_serve_close(&vm);
+}
+
+static void claim_rwp(struct fl_vault *vault) {
+    atomic_fetch_or(&vault->header->uffd_features, fl_uffd_features(FL_FREEZE_RWP));
+}
+
+static void claim_rwp_and_its_freeze(struct fl_vault *vault) {
+    claim_rwp(vault);
+    atomic_store(&vault->header->freeze, FL_FREEZE_RWP);
+}
+
+/* The vault says that it can, and the kernel that it cannot. */
+static void vault_claims_rwp(uint64_t seed) {
+    void (*const claims[])(struct fl_vault *) = {claim_rwp, claim_rwp_and_its_freeze};
+    struct victim victim = victim_start(PAGES, 1, seed);
+    struct session session;
+    victim.shared->hot_pages = 64;
+    attach_without_rwp(&victim);
+    for (unsigned i = 0; i < sizeof(claims) / sizeof(claims[0]); i++) {
+        with_vault(&victim, claims[i]);
+        session = start(&victim, "auto");
+        uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "a vault that claims RWP");
+        if (rwp_here())
+            asked(&victim, FL_TRACKER_RWP, false, "set up without RWP", "after a vault claimed RWP");
+        release(&session);
+    }
+    session = start(&victim, "auto");
+    evict_most(&victim, &session);
+    CHECK(victim_verify(&victim, 60) == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
+    pager_tell(session.connection, (struct fl_command){.kind = FL_COMMAND_DETACH});
+    fl_pager_close(session.connection);
+    CHECK(pager_wait(session.pager, 30) == FL_EXIT_OK, "detach");
+    victim_end(&victim);
+}
+
 /* The first page that is away, by an entry that cannot be believed: it is lost. */
 static void lose_page(struct fl_vault *vault) {
     for (uint32_t page = PAGES / 2; page < PAGES; page++) {
@@ -209,6 +277,7 @@ int main(int argc, char **argv) {
     snprintf(socket_path, sizeof(socket_path), "/tmp/fl-choice-%d.sock", (int)getpid());
     from_one_to_the_other(seed);
     descriptor_without_rwp(seed + 1);
+    vault_claims_rwp(seed + 3);
     lost_page(seed + 2);
     bad_lists();
     return 0;
