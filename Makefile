@@ -31,7 +31,7 @@ PYTHON_FOLDERS := agent controller proto native tests deploy
 .PHONY: help
 help:
 	@echo 'make demo         the whole loop on two real Linux guests, with a report'
-	@echo 'make test         all tests: C (plain, ASan+UBSan, TSan), unit, system, chaos with a short soak'
+	@echo 'make test         all tests: C (plain, ASan+UBSan, TSan), unit, system, chaos with a short soak, Linux 7.3'
 	@echo 'make lint         ruff, mypy, clang-format, buf'
 	@echo 'make bench        the figures, as ratios of one run'
 	@echo 'make bench-trackers  what each tracker costs, and how exact it is: tables, and plots in build/bench-trackers'
@@ -134,7 +134,7 @@ test-chaos: build guest
 test-kernel: build kernel
 	@$(PYTEST) $(PYTEST_FLAGS) tests/kernel
 
-# Builds a kernel with page_idle from Debian's source, once: some ten minutes. `make test-kernel` uses it when it is there.
+# Builds a kernel with page_idle from Debian's source, once: some ten minutes. `make test` uses it when it is there.
 .PHONY: test-kernel-idle test-races
 test-kernel-idle: build
 	@$(PYTHON) -m tests.kernel fetch --kernel idle
@@ -150,10 +150,9 @@ soak: build guest
 	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos $(SOAK_FLAGS) --soak-seconds $(SOAK_SECONDS)
 
 .PHONY: test
-test: build guest test-c test-asan test-tsan
-	@echo '== C tests passed: plain, ASan+UBSan, TSan; now unit, system and chaos =='
-	@$(PYTEST) $(PYTEST_FLAGS) tests/unit tests/system tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
-	@echo 'Linux 7.3 is apart: make test-kernel, make test-kernel-idle'
+test: build guest kernel test-c test-asan test-tsan
+	@echo '== C tests passed: plain, ASan+UBSan, TSan; now unit, system and chaos, and all inside Linux 7.3 =='
+	@$(PYTEST) $(PYTEST_FLAGS) tests/unit tests/system tests/chaos tests/kernel --soak-seconds $(TEST_SOAK_SECONDS)
 
 # ---- Show -------------------------------------------------------------------------------------------------------
 
