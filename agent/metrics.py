@@ -80,7 +80,7 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
     VmMetric(
         "frostline.vm.sync.max",
         "s",
-        "Longest that a touch of frozen memory could wait, where rwp freezes",
+        "Longest time in sync mode, in which touches of cold memory are answered by the pager (where rwp freezes)",
         lambda s: s.sync_max_ns / 1e9,
     ),
     VmMetric("frostline.vm.scan.interval", "s", "Time between scans", lambda s: s.scan_interval_ns / 1e9),
@@ -108,6 +108,10 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
         "Trackers that took over from one that failed",
         lambda s: s.tracker_switches,
         counter=True,
+    ),
+    VmMetric("frostline.vm.sync", "{window}", "Times in sync mode", lambda s: s.sync_windows, counter=True),
+    VmMetric(
+        "frostline.vm.sync.long", "{window}", "Of them longer than 5 ms", lambda s: s.sync_long_windows, counter=True
     ),
     VmMetric("frostline.vm.evictions", "{page}", "Pages stored and punched", lambda s: s.evictions, counter=True),
     VmMetric(

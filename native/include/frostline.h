@@ -221,6 +221,7 @@ struct fl_status {
     uint64_t harvest_ns;        /* cumulative: time spent in harvesting */
     uint64_t scan_stop_max_ns;  /* longest single stop or chunk of an arming so far */
     uint64_t sync_windows;      /* FL_FREEZE_RWP: how often sync mode was entered */
+    uint64_t sync_long_windows; /* FL_FREEZE_RWP: how often that took longer than 5 ms */
     uint64_t sync_max_ns;       /* FL_FREEZE_RWP: longest time in sync mode so far */
     uint64_t working_set_bytes; /* touched in the last 120 s */
     uint64_t resident_age_bytes[FL_AGE_BINS];

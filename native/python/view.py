@@ -58,6 +58,7 @@ class Status:
     harvest_ns: int
     scan_stop_max_ns: int
     sync_windows: int
+    sync_long_windows: int
     sync_max_ns: int
     working_set_bytes: int
     resident_age_bytes: tuple[int, ...]

@@ -14,8 +14,8 @@
 
 #define PROTECT_TRIES 50u
 /* Sync mode is left after 4 ms, and a batch shrinks until it takes no longer than one: 5 ms, unless the CPU is taken away. */
-#define SYNC_LONG_NS (4 * FL_NS_PER_MS)
 #define SYNC_BATCH_NS FL_NS_PER_MS
+#define SYNC_LEAVE_NS (FL_SYNC_NS - SYNC_BATCH_NS)
 #define SYNC_BATCH_PAGES_MIN 4u
 
 struct fl_evictor {
@@ -333,7 +333,10 @@ static void leave_sync(struct fl_vm *vm, uint64_t since_ns) {
         fl_sleep_ns(FL_NS_PER_MS);
     }
     uint64_t took = fl_now() - since_ns;
-    if (vm->freeze == FL_FREEZE_RWP && took > FL_READ(vm, sync_max_ns))
+    if (vm->freeze != FL_FREEZE_RWP)
+        return;
+    FL_COUNT(vm, sync_long_windows, took > FL_SYNC_NS);
+    if (took > FL_READ(vm, sync_max_ns))
         FL_SET(vm, sync_max_ns, took);
 }
 
@@ -358,7 +361,7 @@ int fl_evict_window(struct fl_evictor *evictor, uint32_t region, uint64_t first,
         error = evict_batch(evictor, &batch, done);
         uint64_t now_ns = fl_now();
         fit_batch(evictor, now_ns - start_ns);
-        if (!error && vm->freeze == FL_FREEZE_RWP && now_ns - since_ns > SYNC_LONG_NS) {
+        if (!error && vm->freeze == FL_FREEZE_RWP && now_ns - since_ns > SYNC_LEAVE_NS) {
             leave_sync(vm, since_ns);
             error = enter_sync(vm, &since_ns);
         }

@@ -7,7 +7,8 @@
  *   EVICTED   the hole is there; the next touch faults and is served from the copy
  *
  * Frozen by WP, readers go on and a write cancels. Frozen by RWP, every touch cancels, and the whole VM is in sync mode
- * meanwhile: for some 5 ms at a time, as long as this thread keeps its CPU.
+ * meanwhile: for FL_SYNC_NS at a time, as long as this thread keeps its CPU. What is touched then goes on as soon as a
+ * fault thread has answered, and does not wait for the end.
  *
  * A device that reads a disk into a page holds the page itself, and goes past its page table: nothing would be cancelled, and
  * what it still writes would be lost with the page. But to get at the page it had to touch it. So the evictor asks what
@@ -20,7 +21,10 @@
 #ifndef FL_SWAP_EVICT_H
 #define FL_SWAP_EVICT_H
 
+#include "base/clock.h"
 #include "swap/vm.h"
+
+#define FL_SYNC_NS (5 * FL_NS_PER_MS) /* longest time in sync mode, where nothing else wants the CPU */
 
 /* Which of the pages [first, first + count) were accessed since the last arming, as fl_tracker_ops.harvest. */
 typedef int (*fl_accessed_fn)(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);

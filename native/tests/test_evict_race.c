@@ -84,13 +84,13 @@ static void run(const char *tracker, uint64_t seed, uint64_t wanted) {
     race(&vm, &victim, wanted);
     uint64_t took_ms = (fl_now() - start) / FL_NS_PER_MS;
     uint64_t errors = victim_verify(&victim, 60);
-    printf("%s, freeze %s: %llu evicted, %llu cancelled by a touch, %llu faults, %llu writes, longest in sync mode "
-           "%llu us, %llu ms: %llu lost\n",
+    printf("%s, freeze %s: %llu evicted, %llu cancelled by a touch, %llu faults, %llu writes, %llu times in sync mode, "
+           "%llu of them longer than 5 ms, the longest %llu us, %llu ms: %llu lost\n",
            tracker, fl_freeze_name(vm.freeze), (unsigned long long)FL_READ(&vm, evictions),
            (unsigned long long)FL_READ(&vm, evictions_cancelled), (unsigned long long)FL_READ(&vm, faults),
-           (unsigned long long)atomic_load(&victim.shared->writes),
-           (unsigned long long)FL_READ(&vm, sync_max_ns) / 1000, (unsigned long long)took_ms,
-           (unsigned long long)errors);
+           (unsigned long long)atomic_load(&victim.shared->writes), (unsigned long long)FL_READ(&vm, sync_windows),
+           (unsigned long long)FL_READ(&vm, sync_long_windows), (unsigned long long)FL_READ(&vm, sync_max_ns) / 1000,
+           (unsigned long long)took_ms, (unsigned long long)errors);
     CHECK(errors == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
     CHECK(FL_READ(&vm, evictions) > wanted / 10 && FL_READ(&vm, evictions_cancelled) > 0, "no races to speak of");
     kill(victim.pid, SIGKILL);

@@ -38,6 +38,8 @@ def test_what_a_vm_uses_and_costs_is_seen() -> None:
         harvest_ns=250_000_000,
         swapped_bytes=4096,
         minor_faults=7,
+        sync_windows=9,
+        sync_long_windows=3,
         sync_max_ns=4_000_000,
     )
     found = scrape(a_vm(1, status=rwp), a_vm(2, status=a_status(tracker=Tracker.NONE)), a_vm(3))
@@ -49,4 +51,5 @@ def test_what_a_vm_uses_and_costs_is_seen() -> None:
     assert seen["frostline.vm.scan.arm"] == 1.5 and seen["frostline.vm.scan.harvest"] == 0.25
     assert seen["frostline.vm.tracker.switches"] == 2 and seen["frostline.vm.minor_faults"] == 7
     assert seen["frostline.vm.swapped"] == 4096 and seen["frostline.vm.sync.max"] == 0.004
+    assert seen["frostline.vm.sync"] == 9 and seen["frostline.vm.sync.long"] == 3
     assert "tracker" not in found["frostline.vm.memory"][0][1]
