@@ -109,14 +109,14 @@ def growth(place: PlaceResults) -> Table:
 
 
 def steady(place: PlaceResults) -> Table:
-    seconds = place.steady[0].window_seconds
-    names = ["tracker", "VM MiB, all touched", "slow-down %", "of its windows", "void scans"]
-    table = _columns(f"{place.title}: a guest that does not rest, a scan each {seconds} s", names)
+    names = ["tracker", "VM MiB, all touched", "a scan each", "slow-down %", "of its windows", "void scans"]
+    table = _columns(f"{place.title}: a guest that does not rest", names)
     for one in place.steady:
         low, high = one.spread
         table.add_row(
             one.tracker,
             str(one.pages // 256),
+            f"{one.window_seconds} s",
             _percent(one.slow_down),
             f"{_percent(low)} ... {_percent(high)}",
             str(one.voids),

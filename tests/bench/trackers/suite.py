@@ -12,7 +12,6 @@ from tests.bench.trackers.points import PAGES_PER_GIB, Point, Probe, Steady
 
 PAGES_PER_MIB: Final = PAGES_PER_GIB // 1024
 TRACKERS: Final = ("rwp", "zap", "idle", "damon")
-STEADY_SECONDS: Final = 10
 HEAT_MIB: Final = 16
 
 
@@ -30,7 +29,7 @@ class Amounts:
     mapped_mib: int = 0  # a VM whose memory other processes have mapped as well; 0: none
     mappers: int = 8
     steady_mib: int = 0
-    steady_windows: int = 3
+    steady: tuple[tuple[int, int], ...] = ()  # seconds between scans, pairs of windows with a scan and without
     kvm_mib: int = 0
     kvm_rounds: int = 3
     limit_seconds: float = 240.0
@@ -96,13 +95,13 @@ class Bench:
         self._kvm()
         self._steady()
 
-    def _each(self, arguments: Sequence[str]) -> Iterator[list[Measured]]:
+    def _each(self, arguments: Sequence[str], limit_seconds: float) -> Iterator[list[Measured]]:
         """Of each tracker that is possible there; each in a guest of its own."""
         for probe in self.results.probes:
             if probe.possible:
                 try:
                     command = ["--trackers", probe.tracker, *arguments]
-                    yield self.place.run(command, self.amounts.limit_seconds)
+                    yield self.place.run(command, limit_seconds)
                 except Failed as failure:
                     self.results.failures.append(str(failure))
                     yield failure.measured
@@ -111,7 +110,7 @@ class Bench:
         """All trackers in turn, and again: so that a disturbance does not meet one of them alone."""
         found: dict[tuple[str, str, int, int, int], Point] = {}
         for _ in range(self.amounts.trials):
-            for measured in self._each([*arguments, "--rounds", str(rounds)]):
+            for measured in self._each([*arguments, "--rounds", str(rounds)], self.amounts.limit_seconds):
                 for point in measured:
                     if isinstance(point, Point):
                         before = found.get(point.what)
@@ -152,10 +151,9 @@ class Bench:
 
     def _steady(self) -> None:
         mib = self.amounts.steady_mib
-        if not mib:
-            return
-        self.say(f"{self.results.title}: a guest of {mib} MiB that does not rest, a scan each {STEADY_SECONDS} s")
-        arguments = ["--mib", str(mib), "--touched", str(mib * PAGES_PER_MIB)]
-        arguments += ["--steady", str(STEADY_SECONDS), "--windows", str(self.amounts.steady_windows)]
-        for measured in self._each(arguments):
-            self.results.steady += [each for each in measured if isinstance(each, Steady)]
+        for seconds, windows in self.amounts.steady if mib else ():
+            self.say(f"{self.results.title}: a guest of {mib} MiB that does not rest, a scan each {seconds} s")
+            arguments = ["--mib", str(mib), "--touched", str(mib * PAGES_PER_MIB)]
+            arguments += ["--steady", str(seconds), "--windows", str(windows)]
+            for measured in self._each(arguments, self.amounts.limit_seconds + 2 * seconds * windows):
+                self.results.steady += [each for each in measured if isinstance(each, Steady)]

@@ -133,7 +133,9 @@ class Recorded:
 
 def measured() -> tuple[Recorded, PlaceResults]:
     place, results = Recorded(), PlaceResults("here", "a place", "7.3", emulated=True)
-    amounts = Amounts(2, 3, 64, (0, 16, 1), sizes_mib=(64, 256), mapped_mib=64, steady_mib=64, kvm_mib=16)
+    amounts = Amounts(
+        2, 3, 64, (0, 16, 1), sizes_mib=(64, 256), mapped_mib=64, steady_mib=64, steady=((10, 3), (30, 1)), kvm_mib=16
+    )
     Bench(place, results, amounts, lambda _: None).run()
     return place, results
 
@@ -145,6 +147,7 @@ def test_a_place_is_asked_for_all_of_it() -> None:
     assert {one.mappers for one in results.mapped} == {0, 8}
     assert {one.guest for one in results.kvm} == {"kvm"}
     assert results.steady[0].slow_down == pytest.approx(0.1)
+    assert [one.window_seconds for one in results.steady] == [10] * 3 + [30] * 3
     assert results.trackers() == ["rwp", "zap", "idle"]
     assert {len(one.arm_ns) for one in results.touched_by("rwp")} == {4}, "two rounds of each of two trials"
     order = [asked[1] for asked in place.asked if "--touched" in asked][:6]
