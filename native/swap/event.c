@@ -112,7 +112,11 @@ static void forked(struct fl_vm *vm, int child_uffd) {
             return;
     }
     /* No place left. Closing it would let the child read holes as zeros; keeping it open lets the child wait. */
-    fl_log(FL_LOG_ERROR, "too_many_forks", "\"limit\":%d", FL_FORKS_MAX);
+    fl_log_text(
+        FL_LOG_ERROR, "too_many_forks",
+        "process %d has forked more than %d times while memory of it was away: the last child waits in each touch of "
+        "that until this pager ends; end the child",
+        vm->pid, FL_FORKS_MAX);
 }
 
 void fl_event(struct fl_vm *vm, const struct uffd_msg *message) {

@@ -20,7 +20,7 @@
 
 #define FL_WINDOW_PAGES 512u  /* pages looked at in one step: 2 MiB */
 #define FL_CACHED_PAGES 8192u /* asked of in one call */
-#define FL_FORKS_MAX 8
+#define FL_FORKS_MAX 256
 #define FL_REMOVALS_MAX 64u
 #define FL_BATCH_PAGES 64u /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
 

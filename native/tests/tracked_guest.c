@@ -178,7 +178,7 @@ static void open_vault(struct tracked_guest *guest) {
 }
 
 static bool outlives_pager(const char *tracker) {
-    for (uint32_t i = 0; i < FL_TRACKERS && fl_trackers[i]; i++)
+    for (uint32_t i = 0; i < FL_TRACKERS; i++)
         if (strcmp(fl_tracker_name(fl_trackers[i]->kind), tracker) == 0)
             return fl_trackers[i]->outlives_pager;
     return false;

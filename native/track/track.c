@@ -93,7 +93,7 @@ int fl_probe_trackers(int pid, uint64_t memory_bytes, uint32_t scan_interval_ms,
     if (pid)
         read_vault(&vm);
     memset(out, 0, FL_TRACKERS * sizeof(*out));
-    for (uint32_t i = 0; i < FL_TRACKERS && fl_trackers[i]; i++) {
+    for (uint32_t i = 0; i < FL_TRACKERS; i++) {
         out[i].tracker = fl_trackers[i]->kind;
         out[i].possible = is_possible(fl_trackers[i], &vm, &kernel, out[i].detail, sizeof(out[i].detail));
     }
@@ -103,7 +103,7 @@ int fl_probe_trackers(int pid, uint64_t memory_bytes, uint32_t scan_interval_ms,
 /* ---- the choice --------------------------------------------------------------------------------------------- */
 
 static const struct fl_tracker_ops *find(const char *name, size_t length) {
-    for (uint32_t i = 0; i < FL_TRACKERS && fl_trackers[i]; i++) {
+    for (uint32_t i = 0; i < FL_TRACKERS; i++) {
         const char *known = fl_tracker_name(fl_trackers[i]->kind);
         if (strlen(known) == length && memcmp(known, name, length) == 0)
             return fl_trackers[i];
@@ -124,7 +124,7 @@ static bool add(struct fl_tracker_list *list, const struct fl_tracker_ops *ops) 
 bool fl_tracker_list_parse(const char *text, struct fl_tracker_list *out) {
     *out = (struct fl_tracker_list){0};
     if (strcmp(text, "auto") == 0) {
-        for (uint32_t i = 0; i < FL_TRACKERS && fl_trackers[i]; i++)
+        for (uint32_t i = 0; i < FL_TRACKERS; i++)
             (void)add(out, fl_trackers[i]);
         return true;
     }
