@@ -10,7 +10,8 @@
 
 #define WORDS(pages) (((pages) + 63) / 64)
 #define WORKING_SET_NS (120 * FL_NS_PER_SECOND)
-#define LOOKS_MAX 4u
+#define LOOKS_OF_WINDOW 4u
+#define LOOKS_OF_SCAN 64u /* pages of a file that were set aside and never filled stay hidden for ever */
 #define LOOK_AGAIN_NS (500 * FL_NS_PER_US)
 
 uint32_t fl_age_bin(uint8_t age) {
@@ -59,10 +60,11 @@ static bool any_hidden(struct fl_vm *vm, uint32_t region, uint64_t first, uint32
 }
 
 /* While the kernel moves a page from frame to frame it may look like a hole for a moment, and a hole has no age. */
-static int look_until_all_show(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint64_t *in_ram,
-                               uint64_t *swapped) {
+static int look_until_all_show(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, uint32_t *looks,
+                               uint64_t *in_ram, uint64_t *swapped) {
     int error = fl_age_look(vm, region, first, count, in_ram, swapped);
-    for (uint32_t i = 0; i < LOOKS_MAX && !error && any_hidden(vm, region, first, count, in_ram); i++) {
+    for (uint32_t i = 0; i < LOOKS_OF_WINDOW && *looks && !error && any_hidden(vm, region, first, count, in_ram);
+         i++, --*looks) {
         uint64_t in_ram_now[WORDS(FL_SCAN_PAGES)], swapped_now[WORDS(FL_SCAN_PAGES)];
         fl_sleep_ns(LOOK_AGAIN_NS);
         error = fl_age_look(vm, region, first, count, in_ram_now, swapped_now);
@@ -133,7 +135,7 @@ static void age_region(struct fl_vm *vm, uint32_t region, const struct sights *s
 
 /* The harvest lies in `low` and is combined there with what the file has. */
 static int look_at_region(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
-                          uint32_t region, struct sights *sights) {
+                          uint32_t region, uint32_t *looks, struct sights *sights) {
     uint64_t first = fl_region(vm, region)->first_page, pages = fl_region_pages(vm, region);
     sights->low = calloc(WORDS(pages), sizeof(uint64_t));
     sights->high = calloc(WORDS(pages), sizeof(uint64_t));
@@ -144,7 +146,7 @@ static int look_at_region(struct fl_vm *vm, const struct fl_tracker_ops *ops, st
         uint64_t *low = sights->low + at / 64, *high = sights->high + at / 64;
         error = ops->harvest(tracker, region, first + at, count, low);
         if (!error)
-            error = look_until_all_show(vm, region, first + at, count, in_ram, swapped);
+            error = look_until_all_show(vm, region, first + at, count, looks, in_ram, swapped);
         for (uint32_t word = 0; word < WORDS(count) && !error; word++) {
             uint64_t touched = low[word] & (in_ram[word] | swapped[word]);
             high[word] = (in_ram[word] | swapped[word]) & ~touched;
@@ -180,7 +182,7 @@ static void publish(struct fl_vm *vm, const struct fl_age_counts *counts, const 
 
 int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
                 struct fl_age_counts *counts) {
-    uint32_t regions = fl_region_count(vm);
+    uint32_t regions = fl_region_count(vm), looks = LOOKS_OF_SCAN;
     struct sights sights[FL_MAX_REGIONS] = {{NULL, NULL}};
     uint64_t promotions[256] = {0};
     uint64_t start_ns = fl_now();
@@ -188,7 +190,7 @@ int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tr
     /* Everything that can fail comes first: a scan that does must not age half of the VM. */
     for (uint32_t i = 0; i < regions && !error; i++) {
         if (!atomic_load(&fl_region(vm, i)->gone))
-            error = look_at_region(vm, ops, tracker, i, &sights[i]);
+            error = look_at_region(vm, ops, tracker, i, &looks, &sights[i]);
     }
     FL_COUNT(vm, harvest_ns, fl_now() - start_ns);
     if (!error) {
