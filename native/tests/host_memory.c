@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -176,6 +178,38 @@ const char *host_migrate(pid_t pid, uint64_t address, uint32_t pages, int to) {
         punch_field(i);
     empty_lists();
     return write_text("/proc/sys/vm/compact_memory", "1") ? "/proc/sys/vm/compact_memory cannot be written" : NULL;
+}
+
+static struct {
+    pthread_t thread;
+    pid_t pid;
+    uint64_t address;
+    uint32_t pages, moves;
+    atomic_bool end;
+} mover;
+
+static void *move_on(void *unused) {
+    (void)unused;
+    for (; !atomic_load(&mover.end); mover.moves++) {
+        const char *missing = move_to_node(mover.pid, mover.address, mover.pages, mover.moves % 2 == 0);
+        CHECK(!missing, "%s", missing);
+    }
+    return NULL;
+}
+
+void host_mover_start(pid_t pid, uint64_t address, uint32_t pages) {
+    mover.pid = pid;
+    mover.address = address;
+    mover.pages = pages;
+    mover.moves = 0;
+    atomic_store(&mover.end, false);
+    CHECK(pthread_create(&mover.thread, NULL, move_on, NULL) == 0, "pthread_create");
+}
+
+uint32_t host_mover_stop(void) {
+    atomic_store(&mover.end, true);
+    CHECK(pthread_join(mover.thread, NULL) == 0, "pthread_join");
+    return mover.moves;
 }
 
 static char balancing[16]; /* as it was */

@@ -28,6 +28,10 @@ void host_drop_holes(void);
 bool host_has_nodes(void);
 const char *host_migrate(pid_t pid, uint64_t address, uint32_t pages, int to);
 
+/* To and fro between two nodes without a rest, by a thread; returns how often all were moved. One at a time. */
+void host_mover_start(pid_t pid, uint64_t address, uint32_t pages);
+uint32_t host_mover_stop(void);
+
 /*
  * Keep the kernel from moving pages between NUMA nodes on its own, until this process ends: whoever goes by ACCESS bits
  * loses KVM's with each page moved, whenever that happens to be.

@@ -2,7 +2,8 @@
 /*
  * Evictions against writes to the very pages that are being evicted, with each kind of freeze that the kernel has. The
  * threads of the victim write whole pages and check every byte of what they wrote before; nobody asks whether a page is
- * cold. A race is a page that was evicted, or whose eviction a touch cancelled.
+ * cold. A race is a page that was evicted, or whose eviction a touch cancelled. On a host of two NUMA nodes all pages are
+ * moved from one to the other meanwhile, without a rest.
  *
  *   test_evict_race [seed [races]]     $FL_RACES does as `races`; a million is the figure of SPECIFICATION.md
  */
@@ -12,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "host_memory.h"
 #include "pager/serve.h"
 #include "swap/evict.h"
 #include "swap/fault.h"
@@ -81,7 +83,11 @@ static void run(const char *tracker, uint64_t seed, uint64_t wanted) {
     CHECK(fl_fault_start(&vm, options.fault_threads, &faults) == 0, "fault threads");
     fl_serve_began(&vm, fl_now());
     uint64_t start = fl_now();
+    if (host_has_nodes())
+        host_mover_start(victim.pid, atomic_load(&fl_region(&vm, 0)->vmm_addr), PAGES);
     race(&vm, &victim, wanted);
+    if (host_has_nodes())
+        printf("%s: all pages were moved %u times\n", tracker, host_mover_stop());
     uint64_t took_ms = (fl_now() - start) / FL_NS_PER_MS;
     uint64_t errors = victim_verify(&victim, 60);
     printf("%s, freeze %s: %llu evicted, %llu cancelled by a touch, %llu faults, %llu writes, %llu times in sync mode, "

@@ -6,8 +6,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -144,19 +142,6 @@ static void test_migrated(const struct subject *subject, uint64_t *random) {
     free(frames);
 }
 
-struct mover {
-    struct tracked_guest *guest;
-    atomic_bool end;
-    unsigned moves;
-};
-
-static void *move_on(void *data) {
-    struct mover *mover = data;
-    for (; !atomic_load(&mover->end); mover->moves++)
-        CHECK(!host_migrate(mover->guest->vmm.pid, address_of(mover->guest, 0), PAGES, mover->moves % 2 == 0), "move");
-    return NULL;
-}
-
 /* While a page is on its way, its entry is neither empty nor present; scans meet many such. */
 static void test_moving(const struct subject *subject, uint64_t *random) {
     if (!subject->keeps)
@@ -166,18 +151,15 @@ static void test_moving(const struct subject *subject, uint64_t *random) {
         return;
     }
     struct tracked_guest guest = start(subject, NULL);
-    struct mover mover = {.guest = &guest};
-    pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, move_on, &mover) == 0, "pthread_create");
+    host_mover_start(guest.vmm.pid, address_of(&guest, 0), PAGES);
     for (unsigned round = 0; round < MOVING_ROUNDS; round++) {
         if (round % 4)
             touch_anywhere(&guest, random);
         (void)tracked_scan(&guest);
     }
-    atomic_store(&mover.end, true);
-    pthread_join(thread, NULL);
-    CHECK(mover.moves > 1, "all pages were moved %u times only", mover.moves);
-    printf("%-5s all pages were moved %u times in %u scans\n", subject->tracker, mover.moves, MOVING_ROUNDS);
+    uint32_t moves = host_mover_stop();
+    CHECK(moves > 1, "all pages were moved %u times only", moves);
+    printf("%-5s all pages were moved %u times in %u scans\n", subject->tracker, moves, MOVING_ROUNDS);
     tracked_judge(&guest, "scanned while on the move", subject->least_ppm);
     tracked_end(&guest);
 }
