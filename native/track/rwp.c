@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/kernel.h"
 #include "swap/uffd.h"
+#include "track/late.h"
 #include "track/pagemap.h"
 #include "track/track.h"
 
@@ -27,6 +28,7 @@ struct fl_tracker {
     struct fl_vm *vm;
     uint64_t chunk_bytes;
     struct fl_pagemap pagemap;
+    struct fl_late late;
 };
 
 static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
@@ -60,11 +62,21 @@ static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tr
 }
 
 static void destroy(struct fl_tracker *tracker) {
+    if (!tracker)
+        return;
+    fl_late_end(&tracker->late);
     free(tracker); /* asynchronous protection makes nobody wait: it goes with the next touch, or on unregistering */
 }
 
+static int collect(struct fl_tracker *tracker) {
+    return fl_late_begin(&tracker->late, tracker->vm);
+}
+
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_ACCESSED, region, first, count, accessed);
+    int error = fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_ACCESSED, region, first, count, accessed);
+    if (!error)
+        fl_late_note(&tracker->late, tracker->vm, region, first, count, accessed);
+    return error;
 }
 
 /* The VMM's mmap lock is held for reading as long as a chunk takes; faults need it too only now and then. */
@@ -74,8 +86,11 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *sto
     uint64_t end = at + fl_region(vm, region)->length;
     while (at < end) {
         uint64_t length = end - at < tracker->chunk_bytes ? end - at : tracker->chunk_bytes;
+        int error = fl_late_look(&tracker->late, vm, &tracker->pagemap, FL_PAGES_ACCESSED, region, at, at + length);
+        if (error)
+            return error;
         uint64_t start_ns = fl_now();
-        int error = fl_uffd_protect_patiently(vm, at, length, true, PROTECT_TRIES);
+        error = fl_uffd_protect_patiently(vm, at, length, true, PROTECT_TRIES);
         if (error)
             return error;
         uint64_t took_ns = fl_now() - start_ns;
@@ -98,6 +113,8 @@ static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
         if (!atomic_load(&fl_region(vm, i)->gone))
             error = arm_region(tracker, i, stop_max_ns);
     }
+    if (!error)
+        fl_late_end(&tracker->late);
     return error;
 }
 
@@ -109,6 +126,7 @@ const struct fl_tracker_ops fl_tracker_rwp = {
     .probe = probe,
     .create = create,
     .destroy = destroy,
+    .collect = collect,
     .harvest = harvest,
     .arm = arm,
 };

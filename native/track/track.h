@@ -3,7 +3,7 @@
  * Trackers: ways to see which pages were accessed since the last arming. One interface, a file a tracker.
  * Ages and histograms (track/age.h) are made from what a tracker harvests and know nothing of how it saw.
  *
- * A scan is: collect, harvest of every part of every region, then arm. Between scans the chooser harvests single windows
+ * A scan is: collect, harvest of every part of every region, then arm, which makes young what was touched in between. Between scans the chooser harvests single windows
  * again, to leave out what was touched since.
  */
 #ifndef FL_TRACK_TRACK_H

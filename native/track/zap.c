@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "swap/event.h"
 #include "swap/fault.h"
+#include "track/late.h"
 #include "track/pagemap.h"
 #include "track/track.h"
 
@@ -31,8 +32,9 @@ struct fl_tracker {
     struct fl_fault_server *faults;
     struct fl_gate *gate;
     uint32_t chunk_pages;
-    uint64_t stop_max_ns; /* of the arming under way */
-    struct fl_pagemap pagemap;
+    uint64_t stop_max_ns;              /* of the arming under way */
+    struct fl_pagemap pagemap, looked; /* the runs that are being dropped, and a last look at them */
+    struct fl_late late;
 };
 
 static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
@@ -56,11 +58,19 @@ static void destroy(struct fl_tracker *tracker) {
     if (!tracker)
         return;
     fl_gate_close(tracker->gate);
+    fl_late_end(&tracker->late);
     free(tracker);
 }
 
+static int collect(struct fl_tracker *tracker) {
+    return fl_late_begin(&tracker->late, tracker->vm);
+}
+
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_MAPPED, region, first, count, accessed);
+    int error = fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_MAPPED, region, first, count, accessed);
+    if (!error)
+        fl_late_note(&tracker->late, tracker->vm, region, first, count, accessed);
+    return error;
 }
 
 static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length) {
@@ -100,9 +110,12 @@ static int settle_mark(struct fl_tracker *tracker) {
     return 0;
 }
 
-static int zap(struct fl_tracker *tracker, uint64_t start, uint64_t end) {
+static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
+    int error = fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, region, start, end);
+    if (error)
+        return error;
     fl_event_mark_zap(tracker->vm, start, end);
-    int error = try_gate(tracker, start, end - start);
+    error = try_gate(tracker, start, end - start);
     if (error == -ETIMEDOUT)
         return error; /* still under way: the mark stays until settle_mark() */
     fl_fault_quiesce(tracker->faults);
@@ -130,14 +143,14 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
                 pages += take;
                 if (pages < tracker->chunk_pages)
                     continue;
-                int error = zap(tracker, start, stop);
+                int error = zap(tracker, region, start, stop);
                 if (error)
                     return error;
                 pages = 0;
             }
         }
     }
-    return pages ? zap(tracker, start, stop) : 0;
+    return pages ? zap(tracker, region, start, stop) : 0;
 }
 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
@@ -148,6 +161,8 @@ static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
         if (!atomic_load(&fl_region(vm, i)->gone))
             error = arm_region(tracker, i);
     }
+    if (!error)
+        fl_late_end(&tracker->late);
     *stop_max_ns = tracker->stop_max_ns;
     return error;
 }
@@ -172,6 +187,7 @@ const struct fl_tracker_ops fl_tracker_zap = {
     .probe = probe,
     .create = create,
     .destroy = destroy,
+    .collect = collect,
     .harvest = harvest,
     .arm = arm,
 };

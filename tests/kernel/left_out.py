@@ -54,6 +54,7 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
             *(rf"{tracker:<5} given up for" for tracker in trackers if tracker not in seen_io),
         ],
         "test_evict_race": ["zap, freeze wp: ", "rwp, freeze rwp: "],
+        "test_touch_late": [rf"{tracker:<5} \d+ pages touched between" for tracker in seen_io],
         "test_fault_waiters": ["memory that has failed: answered"],
         "test_rwp_anonymous": [r"swapped out: \d{4,} pages"],
         "test_tracker_damon_host": ["damon_stat is on"],

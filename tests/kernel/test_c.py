@@ -25,6 +25,8 @@ MUST_RUN = frozenset(
         "test_probe_half",
         "test_rwp_anonymous",
         "test_rwp_pitfalls",
+        "test_scan_void",
+        "test_touch_late",
         "test_tracker_choice",
         "test_tracker_damon",
         "test_tracker_damon_host",

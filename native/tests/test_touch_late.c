@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A page that is touched when it has been harvested and not been armed yet: arming hides the touch, and a device that began to
+ * write to the page by it would write to one that leaves. So such a page is young, for each tracker that sees devices.
+ */
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "pager/scan.h"
+#include "pager/serve.h"
+#include "swap/fault.h"
+#include "victim.h"
+
+#define PAGES 4096u
+#define TOUCHED 16u
+#define SECONDS 60u
+
+struct ages {
+    uint8_t of[PAGES];
+};
+
+static bool possible(const char *tracker) {
+    struct fl_tracker_probe probes[FL_TRACKERS];
+    CHECK(fl_probe_trackers(0, 0, 0, probes) == 0, "probe");
+    for (unsigned i = 0; i < FL_TRACKERS; i++) {
+        if (strcmp(fl_tracker_name(probes[i].tracker), tracker) != 0)
+            continue;
+        if (!probes[i].possible)
+            printf("%-5s not tried: %s\n", tracker, probes[i].detail);
+        return probes[i].possible;
+    }
+    return false;
+}
+
+/* All of the first pages, by the victim's thread. */
+static void touch(struct victim *victim) {
+    uint32_t generations[TOUCHED], changed = 0;
+    memcpy(generations, victim->shared->generation, sizeof(generations));
+    victim->shared->hot_pages = TOUCHED;
+    victim_hold(victim, false);
+    for (unsigned i = 0; i < SECONDS * 1000 && changed < TOUCHED; i++, sleep_ms(1))
+        for (changed = 0; changed < TOUCHED && victim->shared->generation[changed] != generations[changed];)
+            changed++;
+    victim_hold(victim, true);
+    CHECK(changed == TOUCHED, "page %u was not touched in %u s", changed, SECONDS);
+}
+
+static struct ages ages_of(struct fl_vm *vm) {
+    struct ages ages;
+    memcpy(ages.of, vm->vault.ages + fl_region(vm, 0)->first_page, PAGES);
+    return ages;
+}
+
+static void check_ages(const struct ages *before, const struct ages *now, uint8_t touched, uint8_t more,
+                       const char *when) {
+    for (uint32_t page = 0; page < PAGES; page++) {
+        uint8_t wanted = page < TOUCHED ? touched : (uint8_t)(before->of[page] + more);
+        CHECK(now->of[page] == wanted, "%s: page %u has age %u, not %u", when, page, now->of[page], wanted);
+    }
+}
+
+static void check_tracker(const char *tracker, uint64_t seed) {
+    struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
+    struct fl_refused why = {0};
+    struct fl_fault_server *faults;
+    struct fl_scanner scanner;
+    struct fl_age_counts counts;
+    static struct fl_vm vm;
+    uint64_t stop_ns;
+    struct victim victim = victim_start(PAGES, 1, seed);
+    victim.shared->pause_us = 0;
+    victim_hold(&victim, true);
+    options.vmm_pid = (int)victim.pid;
+    CHECK(fl_tracker_list_parse(tracker, &options.trackers), "tracker %s", tracker);
+    CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
+    CHECK(fl_fault_start(&vm, options.fault_threads, &faults) == 0, "fault thread");
+    fl_serve_began(&vm, fl_now());
+    fl_scanner_start(&scanner, &vm, faults, &options.trackers, false);
+    CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
+    for (unsigned i = 0; i < 3; i++)
+        CHECK(fl_scanner_scan(&scanner, &counts), "a scan is void");
+    const struct ages old = ages_of(&vm);
+    CHECK(old.of[0] == 3 && old.of[PAGES - 1] == 3, "ages %u and %u after 3 scans", old.of[0], old.of[PAGES - 1]);
+
+    CHECK(fl_age_scan(&vm, scanner.ops, scanner.tracker, &counts) == 0, "harvest");
+    touch(&victim);
+    CHECK(scanner.ops->arm(scanner.tracker, &stop_ns) == 0, "arm");
+    const struct ages armed = ages_of(&vm);
+    check_ages(&old, &armed, 0, 1, "touched between harvest and arming");
+    CHECK(fl_scanner_scan(&scanner, &counts), "a scan is void");
+    const struct ages after = ages_of(&vm);
+    check_ages(&armed, &after, 1, 1, "and by nobody since");
+    printf("%-5s %u pages touched between harvest and arming: young\n", tracker, TOUCHED);
+
+    kill(victim.pid, SIGKILL);
+    fl_scanner_stop(&scanner);
+    fl_fault_stop(faults);
+    fl_serve_close(&vm);
+    (void)waitpid(victim.pid, NULL, 0);
+}
+
+int main(int argc, char **argv) {
+    static const char *const trackers[] = {"rwp", "zap"};
+    need_paging();
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    uint64_t seed = seed_of(argc, argv);
+    unsigned tried = 0;
+    fl_log_setup(FL_LOG_WARNING, 0);
+    for (size_t i = 0; i < sizeof(trackers) / sizeof(trackers[0]); i++) {
+        if (!possible(trackers[i]))
+            continue;
+        check_tracker(trackers[i], seed + i);
+        tried++;
+    }
+    if (!tried)
+        printf("skipped: no tracker works here\n");
+    return tried ? 0 : 77;
+}
