@@ -196,6 +196,13 @@ static int finish(struct fl_vm *vm, enum fl_mover_end end) {
     return FL_EXIT_FAILED;
 }
 
+static void close_listener(int listener, const char *socket_path) {
+    if (listener < 0)
+        return;
+    (void)unlink(socket_path);
+    close(listener);
+}
+
 static int serve(struct fl_vm *vm, const struct fl_options *options, int signal_fd, uint64_t started_ns) {
     struct fl_fault_server *faults;
     struct fl_mover *mover;
@@ -205,7 +212,12 @@ static int serve(struct fl_vm *vm, const struct fl_options *options, int signal_
                     options->socket_path, strerror(-listener));
     int error = fl_fault_start(vm, options->fault_threads, &faults);
     if (error) {
-        fl_log_text(FL_LOG_ERROR, "no_fault_threads", "%s", strerror(-error));
+        fl_log_text(
+            FL_LOG_ERROR, "no_fault_threads",
+            "starting %u threads for process %d: %s; the VM waits for the next pager: see the host's limits of memory "
+            "and threads",
+            options->fault_threads, vm->pid, strerror(-error));
+        close_listener(listener, options->socket_path);
         return FL_EXIT_FAILED;
     }
     fl_serve_began(vm, started_ns);
@@ -214,17 +226,20 @@ static int serve(struct fl_vm *vm, const struct fl_options *options, int signal_
            vm->vault.stats->status.takeovers, (unsigned long long)((fl_now() - started_ns) / FL_NS_PER_US));
     error = fl_mover_start(vm, faults, &options->trackers, options->stall_target_permille, &mover);
     if (error) {
-        fl_log_text(FL_LOG_ERROR, "no_mover", "%s", strerror(-error));
+        fl_log_text(
+            FL_LOG_ERROR, "no_mover",
+            "starting the thread that scans and evicts for process %d: %s; the VM waits for the next pager: see the "
+            "host's limits of memory and threads",
+            vm->pid, strerror(-error));
+        fl_fault_stop(faults);
+        close_listener(listener, options->socket_path);
         return FL_EXIT_FAILED;
     }
     enum fl_mover_end end = fl_control_run(vm, mover, listener, signal_fd);
     fl_mover_join(mover);
     int code = finish(vm, end);
     fl_fault_stop(faults);
-    if (listener >= 0) {
-        (void)unlink(options->socket_path);
-        close(listener);
-    }
+    close_listener(listener, options->socket_path);
     return code;
 }
 
@@ -238,7 +253,7 @@ int main(int argc, char **argv) {
         return code;
     int signal_fd = block_signals();
     if (signal_fd < 0) {
-        fl_log_text(FL_LOG_ERROR, "no_signalfd", "%s", strerror(errno));
+        fl_log_text(FL_LOG_ERROR, "no_signalfd", "signalfd: %s; see the limit of open files", strerror(errno));
         return FL_EXIT_FAILED;
     }
     harden();

@@ -235,16 +235,29 @@ static bool left_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32
     return fl_pages_cached(vm, region, first, count, cached) || cached[0];
 }
 
+/* Of what is tried for ever: the first failure, and then ever more seldom. */
+static bool worth_a_line(uint64_t failures) {
+    return (failures & (failures - 1)) == 0;
+}
+
 /* Put back what was there: it has been read, and its copy in the buffer is whole. Goes on until it is done. */
 static void write_back(struct fl_evictor *evictor, const struct batch *batch, uint32_t at, uint32_t count) {
     struct fl_vm *vm = evictor->vm;
     const uint8_t *content = evictor->pages + (size_t)at * FL_PAGE_SIZE;
     size_t bytes = (size_t)count * FL_PAGE_SIZE, done = 0;
+    uint64_t failures = 0;
     off_t offset = (off_t)fl_offset_of_page(vm, batch->region, batch->first + at);
     while (done < bytes && !atomic_load(&vm->gone)) {
         ssize_t n = pwrite(vm->memory[batch->region].fd, content + done, bytes - done, offset + (off_t)done);
-        if (n < 0 && errno != EINTR)
+        if (n < 0 && errno != EINTR) {
+            if (worth_a_line(++failures))
+                fl_log_text(
+                    FL_LOG_ERROR, "not_written_back",
+                    "pwrite of %zu bytes that could not be evicted to the memfd of process %d, %llu times: %s; tried "
+                    "until it works, and touches of these pages wait; free memory on this host",
+                    bytes - done, vm->pid, (unsigned long long)failures, strerror(errno));
             fl_sleep_ns(FL_NS_PER_MS);
+        }
         done += n > 0 ? (size_t)n : 0;
     }
     fl_log_text(FL_LOG_WARNING, "hole_not_punched",
@@ -311,7 +324,7 @@ static int evict_batch(struct fl_evictor *evictor, struct batch *batch, struct f
 static int enter_sync(struct fl_vm *vm, uint64_t *since_ns) {
     int error = fl_uffd_sync(vm, true);
     *since_ns = fl_now();
-    FL_COUNT(vm, sync_windows, vm->freeze == FL_FREEZE_RWP);
+    FL_COUNT(vm, sync_windows, vm->freeze == FL_FREEZE_RWP && !error);
     return error;
 }
 
@@ -327,9 +340,13 @@ static void fit_batch(struct fl_evictor *evictor, uint64_t took_ns) {
 /* Goes on until it is done: in sync mode every touch of a cold page waits for us. */
 static void leave_sync(struct fl_vm *vm, uint64_t since_ns) {
     int error;
-    while ((error = fl_uffd_sync(vm, false)) && error != -ESRCH && !atomic_load(&vm->gone)) {
-        fl_log_text(FL_LOG_ERROR, "sync_mode_stays", "UFFDIO_SET_MODE back to async on process %d: %s", vm->pid,
-                    strerror(-error));
+    for (uint64_t try = 1; (error = fl_uffd_sync(vm, false)) && error != -ESRCH && !atomic_load(&vm->gone); try++) {
+        if (worth_a_line(try))
+            fl_log_text(
+                FL_LOG_ERROR, "sync_mode_stays",
+                "UFFDIO_SET_MODE back to async on process %d, %llu times: %s; every touch of cold memory there is "
+                "answered by this pager until it works; move the VM to another host if it does not",
+                vm->pid, (unsigned long long)try, strerror(-error));
         fl_sleep_ns(FL_NS_PER_MS);
     }
     uint64_t took = fl_now() - since_ns;

@@ -261,14 +261,19 @@ int fl_regions_adopt(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused 
 
 int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refused *why) {
     enum fl_freeze before = vm->freeze;
-    struct fl_refused reason = {0};
+    int error = 0;
     fl_regions_unregister(vm);
     fl_regions_freeze(vm, freeze);
-    if (!register_all(vm, &reason))
+    for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        if (!atomic_load(&region->gone))
+            error = fl_uffd_register(vm, atomic_load(&region->vmm_addr), region->length);
+    }
+    if (!error)
         return 0;
-    fl_log_text(FL_LOG_WARNING, "refreeze_failed", "process %d stays with freeze %s: %.*s", vm->pid,
-                fl_freeze_name(before), FL_DETAIL_BYTES - 1, reason.detail);
-    if (freeze == FL_FREEZE_RWP && reason.refusal != FL_REFUSAL_GONE)
+    fl_log_text(FL_LOG_WARNING, "refreeze_failed", "UFFDIO_REGISTER for freeze %s on process %d: %s; it stays with %s",
+                fl_freeze_name(freeze), vm->pid, strerror(-error), fl_freeze_name(before));
+    if (error == -EINVAL && freeze == FL_FREEZE_RWP)
         fl_uffd_disallow_rwp(vm); /* else the next pager takes the memory off its userfaultfd for nothing, too */
     fl_regions_unregister(vm);
     fl_regions_freeze(vm, before);
