@@ -6,12 +6,12 @@
 
 #include "victim.h"
 
-#define PAGES 16384u
+static uint32_t pages; /* 64 MiB, fewer where each takes long */
 /* While memory goes away nothing depends on the threads, and so many of them would take the CPUs from the pager. */
 #define WAITING_PAUSE_US 20000u
 
 static bool half_is_away(const struct fl_status *status) {
-    return status->evicted_pages > PAGES / 2;
+    return status->evicted_pages > pages / 2;
 }
 
 int main(int argc, char **argv) {
@@ -22,12 +22,13 @@ int main(int argc, char **argv) {
     static const char *const more[] = {"--fault-threads", "1", "--stall-target-permille", "1000", "--log-level",
                                        "warning",         NULL};
     unsigned threads = rounds(200, 100);
-    struct victim victim = victim_start(PAGES, threads, seed);
+    pages = rounds(16384, 4096);
+    struct victim victim = victim_start(pages, threads, seed);
     victim.shared->hot_pages = 16;
     victim.shared->pause_us = WAITING_PAUSE_US;
     pid_t pager = pager_start(&victim, socket_path, more);
     struct fl_pager *connection = pager_connect(socket_path, 20);
-    CHECK(pager_budget(connection, (PAGES - 512) * 4096ull, 600).error == 0, "budget");
+    CHECK(pager_budget(connection, (pages - 512) * 4096ull, 600).error == 0, "budget");
     for (unsigned round = 0; round < rounds(4, 2); round++) {
         victim_hold(&victim, true);
         wait_until(&victim, half_is_away, 60, "half of the memory away");

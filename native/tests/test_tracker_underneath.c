@@ -3,6 +3,8 @@
  * Hotness stays with the address, for each tracker of this host: whatever happens to the memory underneath, a page that
  * nobody touches goes on aging, a touched one is young, and nothing is brought in just to be looked at. Underneath, pages
  * are migrated, swapped out by the host and in again, collapsed and split, evicted and fetched by us; and pagers die.
+ *
+ *   test_tracker_underneath [seed [tracker]]     FL_PART=moved: only what migrates
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -361,9 +363,11 @@ static void prepare_reclaim(struct kvm_vmm *vmm) {
     no_reclaim = host_cgroup_make(vmm->pid);
 }
 
-static void check_tracker(const struct subject *subject, uint64_t *random) {
+static void check_tracker(const struct subject *subject, bool only_moved, uint64_t *random) {
     test_migrated(subject, random);
     test_moving(subject, random);
+    if (only_moved)
+        return;
     struct tracked_guest guest = start(subject, prepare_reclaim);
     test_pager_killed(&guest, subject, random);
     const char *missing = no_reclaim ? no_reclaim : host_swap_on(4 * BYTES);
@@ -379,7 +383,7 @@ static void check_tracker(const struct subject *subject, uint64_t *random) {
 }
 
 int main(int argc, char **argv) {
-    const char *only = argc > 2 ? argv[2] : NULL;
+    const char *only = argc > 2 ? argv[2] : NULL, *part = getenv("FL_PART");
     unsigned tried = 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
     need_paging();
@@ -392,7 +396,7 @@ int main(int argc, char **argv) {
             printf("%-5s not tried: %s\n", subjects[i].tracker, missing);
             continue;
         }
-        check_tracker(&subjects[i], &random);
+        check_tracker(&subjects[i], part && strcmp(part, "moved") == 0, &random);
         tried++;
     }
     if (!tried)
