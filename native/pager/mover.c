@@ -64,9 +64,11 @@ static void scan(struct fl_mover *mover) {
     uint64_t start = fl_now();
     bool harvested = fl_scanner_scan(&mover->scanner, &chooser->counts);
     mover->next_scan_ns = start + atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS;
+    if (!harvested) /* what was touched meanwhile is in no age: nothing goes by them until a scan has been harvested */
+        memset(chooser->counts.candidates, 0, sizeof(chooser->counts.candidates));
+    fl_choose_restart(chooser);
     if (!harvested)
         return;
-    fl_choose_restart(chooser);
     FL_COUNT(vm, scans, 1);
     FL_SET(vm, last_scan_ns, fl_now());
     FL_SET(vm, last_scan_took_ns, fl_now() - start);
