@@ -8,7 +8,8 @@
 int fl_late_begin(struct fl_late *late, struct fl_vm *vm) {
     fl_late_end(late);
     for (uint32_t i = 0; i < fl_region_count(vm); i++) {
-        late->seen[i] = calloc((fl_region_pages(vm, i) + 63) / 64, sizeof(uint64_t));
+        late->pages[i] = fl_region_pages(vm, i);
+        late->seen[i] = calloc((late->pages[i] + 63) / 64, sizeof(uint64_t));
         if (!late->seen[i]) {
             fl_late_end(late);
             return -ENOMEM;
@@ -20,7 +21,7 @@ int fl_late_begin(struct fl_late *late, struct fl_vm *vm) {
 void fl_late_note(struct fl_late *late, struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count,
                   const uint64_t *accessed) {
     uint64_t at = first - fl_region(vm, region)->first_page;
-    if (!late->seen[region] || at != late->told[region] || at + count > fl_region_pages(vm, region) || at % 64)
+    if (!late->seen[region] || at != late->told[region] || at + count > late->pages[region] || at % 64)
         return;
     memcpy(late->seen[region] + at / 64, accessed, (count + 63) / 64 * sizeof(*accessed));
     late->told[region] += count;
@@ -57,6 +58,6 @@ void fl_late_end(struct fl_late *late) {
     for (uint32_t i = 0; i < FL_MAX_REGIONS; i++) {
         free(late->seen[i]);
         late->seen[i] = NULL;
-        late->told[i] = 0;
+        late->told[i] = late->pages[i] = 0;
     }
 }

@@ -11,7 +11,8 @@
 
 struct fl_late {
     uint64_t *seen[FL_MAX_REGIONS]; /* as harvested and not armed yet: a bit a page; NULL: not harvested */
-    uint64_t told[FL_MAX_REGIONS];  /* pages of the region, from its first, that were */
+    uint64_t pages[FL_MAX_REGIONS]; /* that `seen` has room for */
+    uint64_t told[FL_MAX_REGIONS];  /* pages of the region, from its first, that were harvested */
 };
 
 /* A scan begins: note from now on what is harvested. 0 or -ENOMEM. */

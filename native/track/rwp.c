@@ -22,7 +22,8 @@
 #define CHUNK_BYTES_MIN (UINT64_C(1) << 20)
 #define CHUNK_LONG_NS (500 * FL_NS_PER_US)
 #define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
-#define PROTECT_TRIES 200u
+#define PROTECT_TRIES 10u /* in a row, some 0.2 ms; then with a new look before it */
+#define PROTECT_ROUNDS 20u
 
 struct fl_tracker {
     struct fl_vm *vm;
@@ -86,11 +87,14 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *sto
     uint64_t end = at + fl_region(vm, region)->length;
     while (at < end) {
         uint64_t length = end - at < tracker->chunk_bytes ? end - at : tracker->chunk_bytes;
-        int error = fl_late_look(&tracker->late, vm, &tracker->pagemap, FL_PAGES_ACCESSED, region, at, at + length);
-        if (error)
-            return error;
-        uint64_t start_ns = fl_now();
-        error = fl_uffd_protect_patiently(vm, at, length, true, PROTECT_TRIES);
+        uint64_t start_ns = 0;
+        int error = -EAGAIN;
+        for (uint32_t i = 0; i < PROTECT_ROUNDS && error == -EAGAIN; i++) {
+            error = fl_late_look(&tracker->late, vm, &tracker->pagemap, FL_PAGES_ACCESSED, region, at, at + length);
+            start_ns = fl_now();
+            if (!error)
+                error = fl_uffd_protect_patiently(vm, at, length, true, PROTECT_TRIES);
+        }
         if (error)
             return error;
         uint64_t took_ns = fl_now() - start_ns;

@@ -88,10 +88,14 @@ static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t lengt
     return (int)call.result;
 }
 
-static int try_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length) {
+/* With a last look at the pages before each try. */
+static int try_gate(struct fl_tracker *tracker, uint32_t region, uint64_t address, uint64_t length) {
     int error = -EBUSY;
     for (uint32_t i = 0; i < GATE_TRIES && error == -EBUSY; i++) {
-        error = run_gate(tracker, address, length);
+        error = fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, region, address,
+                             address + length);
+        if (!error)
+            error = run_gate(tracker, address, length);
         if (error == -EBUSY)
             fl_sleep_ns(FL_NS_PER_MS << (i < 4 ? i : 4));
     }
@@ -102,7 +106,7 @@ static int try_gate(struct fl_tracker *tracker, uint64_t address, uint64_t lengt
 static int settle_mark(struct fl_tracker *tracker) {
     if (!fl_event_zap_marked(tracker->vm))
         return 0;
-    int error = try_gate(tracker, fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page), 0);
+    int error = try_gate(tracker, 0, fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page), 0);
     if (error)
         return error;
     fl_fault_quiesce(tracker->faults);
@@ -111,11 +115,8 @@ static int settle_mark(struct fl_tracker *tracker) {
 }
 
 static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
-    int error = fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, region, start, end);
-    if (error)
-        return error;
     fl_event_mark_zap(tracker->vm, start, end);
-    error = try_gate(tracker, start, end - start);
+    int error = try_gate(tracker, region, start, end - start);
     if (error == -ETIMEDOUT)
         return error; /* still under way: the mark stays until settle_mark() */
     fl_fault_quiesce(tracker->faults);
