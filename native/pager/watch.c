@@ -68,7 +68,8 @@ static void take_in(struct fl_vm *vm, const struct fl_inspection *found) {
             fl_log_text(FL_LOG_ERROR, "region_not_served", "%s", why.detail);
         return;
     }
-    if (atomic_load(&vm->vault.header->unsafe) && FL_READ(vm, evicted_pages) == 0 && all_mapped(vm, found)) {
+    if (atomic_load(&vm->vault.header->unsafe) && FL_READ(vm, evicted_pages) == 0 && !fl_forks_wait(vm) &&
+        all_mapped(vm, found)) {
         atomic_store(&vm->vault.header->unsafe, FL_REFUSAL_NONE);
         fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
     }
@@ -170,7 +171,7 @@ void fl_watch_step(struct fl_watch *watch, struct fl_vm *vm, struct fl_bringer *
         close_unmapped(watch, vm, bringer, now_ns);
         watch->next_inspection_ns = now_ns < watch->next_inspection_ns ? watch->next_inspection_ns : now_ns;
     }
-    if (atomic_load(&vm->vault.header->unsafe))
+    if (fl_forks_wait(vm))
         let_children_go(vm);
     if (now_ns >= watch->next_regions_ns) {
         watch->next_regions_ns = now_ns + REGIONS_EVERY_NS;

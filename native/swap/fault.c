@@ -19,6 +19,7 @@
 #include "swap/uffd.h"
 #include "track/age.h"
 
+#define EVENT_PAUSE_NS (100 * FL_NS_PER_MS)
 #define MESSAGES 4u  /* read at once; few, so that threads share a burst */
 #define PENDING 256u /* faults in hand that wait for an event or for another thread */
 #define MANY_PENDING 64u
@@ -272,6 +273,15 @@ static enum fault_kind kind_of(uint64_t flags) {
 static int read_messages(struct worker *worker) {
     struct fl_vm *vm = worker->server->vm;
     ssize_t bytes = read(vm->uffd, worker->messages, sizeof(worker->messages));
+    if (bytes < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) { /* of a fork: it stays to be read */
+        fl_log_text(
+            FL_LOG_ERROR, "event_not_read",
+            "read of the userfaultfd of process %d: %s; it has forked, and no touch is answered until that can be "
+            "read: raise the limit of open files, free memory",
+            vm->pid, strerror(errno));
+        fl_sleep_ns(EVENT_PAUSE_NS);
+        return 0;
+    }
     if (bytes < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
     uint64_t now = fl_now();

@@ -273,11 +273,13 @@ int fl_regions_refreeze(struct fl_vm *vm, enum fl_freeze freeze, struct fl_refus
         return 0;
     fl_log_text(FL_LOG_WARNING, "refreeze_failed", "UFFDIO_REGISTER for freeze %s on process %d: %s; it stays with %s",
                 fl_freeze_name(freeze), vm->pid, strerror(-error), fl_freeze_name(before));
-    if (error == -EINVAL && freeze == FL_FREEZE_RWP)
-        fl_uffd_disallow_rwp(vm); /* else the next pager takes the memory off its userfaultfd for nothing, too */
     fl_regions_unregister(vm);
     fl_regions_freeze(vm, before);
-    return register_all(vm, why);
+    if (register_all(vm, why))
+        return -EPERM;
+    if (error == -EINVAL && freeze == FL_FREEZE_RWP) /* and nothing is wrong with the ranges */
+        fl_uffd_disallow_rwp(vm); /* else the next pager takes the memory off its userfaultfd for nothing, too */
+    return 0;
 }
 
 void fl_regions_unregister(struct fl_vm *vm) {
