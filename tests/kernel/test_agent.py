@@ -21,9 +21,12 @@ MIB = 1 << 20
 _POLL_SECONDS = 0.5
 # An interpreter in an emulated CPU, beside whatever else this machine does.
 _AGENT_LIMIT_SECONDS = 180.0
-_LIMIT_SECONDS = 600.0
+_LIMIT_SECONDS = 900.0
+# A page that comes back costs 1 ms where nothing else runs on the machine, and some 15 ms beside the sanitizers' builds.
+_VM_LIMIT_SECONDS = 400.0
 _SERIAL = "/tmp/vm"
-_VM = GuestConfig(name="inside", memory_mib=160, vcpus=1, workload=Workload(mib=48, hot_mib=2, interval_ms=1000))
+_WORKLOAD = Workload(mib=32, hot_mib=1, interval_ms=1000)
+_VM = GuestConfig(name="inside", memory_mib=160, vcpus=1, workload=_WORKLOAD)
 # Asks the agent's admin socket for its status, once a second, without an interpreter's start each time.
 _ASK = f"""#!{python_program()}
 import socket, time
@@ -57,8 +60,8 @@ class Vm:
         lines = [line for line in self._console.stdout().splitlines()[:-1] if line.startswith('{"round"')]
         return dict(json.loads(lines[-1])) if lines else {}
 
-    def wait(self, wanted: Callable[[dict[str, Any]], bool], what: str, seconds: float = 120.0) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
+    def wait(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        deadline = time.monotonic() + _VM_LIMIT_SECONDS
         while not ((status := self.status()) and wanted(status)):
             said = f"{self._console.stdout()[-1500:]}\nQEMU: {self.qemu.stderr()[-1500:]}"
             assert time.monotonic() < deadline and not self.qemu.ended, f"the VM is not {what}: {said}"
@@ -69,7 +72,7 @@ class Vm:
         """Every page of the workload is read and compared."""
         self.kernel.shell(f"echo 'verify {number}' > {_SERIAL}.in")
         status = self.wait(lambda status: status["jobs_done"] >= number, "verified")
-        assert status["errors"] == 0 and status["filled_pages"] == 48 * 256
+        assert status["errors"] == 0 and status["filled_pages"] == _WORKLOAD.mib * 256
 
     def injected(self) -> list[str]:
         """What QEMU holds open that only we could have put there."""
@@ -135,9 +138,9 @@ def test_a_vm_under_kvm_is_evicted_served_and_let_go(host: Kernel) -> None:
 
     def away(shown: dict[str, Any]) -> bool:
         pager = shown["pager"]
-        return bool(shown["phase"] == "served" and pager and pager["evicted_bytes"] >= 24 * MIB)
+        return bool(shown["phase"] == "served" and pager and pager["evicted_bytes"] >= 16 * MIB)
 
-    shown = wait_vm(ask, agent, away, "evicted by 24 MiB")
+    shown = wait_vm(ask, agent, away, "evicted by 16 MiB")
     assert shown["pager"]["tracker"] == "rwp", shown["pager"]
     assert len(vm.injected()) >= 2
     probed = probe_vm(host)
