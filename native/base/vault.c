@@ -42,7 +42,7 @@ static uint64_t header_check(const struct fl_vault_header *header) {
     return XXH3_64bits(header, offsetof(struct fl_vault_header, check));
 }
 
-uint32_t fl_vault_region_check(const struct fl_vault_region *region) {
+static uint32_t region_check(const struct fl_vault_region *region) {
     uint64_t fields[4] = {region->length, region->file_offset, region->inode, region->first_page};
     return (uint32_t)XXH3_64bits(fields, sizeof(fields)) | 1;
 }
@@ -138,7 +138,7 @@ static const char *fault_of_regions(const struct fl_vault_header *header, uint64
     uint64_t next_page = 0;
     for (uint32_t i = 0; i < count; i++) {
         const struct fl_vault_region *region = &header->regions[i];
-        if (region->check != fl_vault_region_check(region))
+        if (region->check != region_check(region))
             return "a region's check does not fit";
         if (region->first_page != next_page || region->length == 0 || region->length % FL_PAGE_SIZE ||
             region->length / FL_PAGE_SIZE > max_pages - next_page)
@@ -188,7 +188,38 @@ int fl_vault_map(int fd, bool writable, int vmm_pid, uint64_t vmm_start_ticks, s
     if (error)
         return fl_refuse(why, FL_REFUSAL_INTERNAL, "mmap of the vault of process %d (%llu bytes): %s", vmm_pid,
                          (unsigned long long)stat.st_size, strerror(-error));
+    for (uint32_t i = 0; i < copy.region_count; i++)
+        out->regions[i] = copy.regions[i];
+    atomic_store(&out->region_count, copy.region_count);
     return 0;
+}
+
+void fl_vault_put_region(struct fl_vault *vault, uint32_t index, struct fl_vault_region region) {
+    region.check = region_check(&region);
+    vault->regions[index] = region;
+    vault->header->regions[index] = region;
+}
+
+void fl_vault_count_regions(struct fl_vault *vault, uint32_t count) {
+    atomic_store_explicit(&vault->header->region_count, count, memory_order_release);
+    atomic_store_explicit(&vault->region_count, count, memory_order_release);
+}
+
+void fl_vault_move_region(struct fl_vault *vault, uint32_t index, uint64_t vmm_addr) {
+    atomic_store(&vault->regions[index].vmm_addr, vmm_addr);
+    atomic_store(&vault->header->regions[index].vmm_addr, vmm_addr);
+}
+
+void fl_vault_leave_region(struct fl_vault *vault, uint32_t index) {
+    atomic_store(&vault->regions[index].gone, 1);
+    atomic_store(&vault->header->regions[index].gone, 1);
+}
+
+uint32_t fl_vault_scan_interval_ms(const struct fl_vault *vault) {
+    uint32_t interval_ms = atomic_load(&vault->header->scan_interval_ms);
+    if (interval_ms < FL_SCAN_MS_MIN)
+        return FL_SCAN_MS_MIN;
+    return interval_ms < FL_SCAN_MS_MAX ? interval_ms : FL_SCAN_MS_MAX;
 }
 
 void fl_vault_close(struct fl_vault *vault) {

@@ -28,6 +28,8 @@
 #define FL_VAULT_VERSION 3
 #define FL_VAULT_HEADER_BYTES UINT64_C(65536)
 #define FL_VAULT_MAX_PAGES (UINT64_C(1) << 30) /* 4 TiB of guest memory */
+#define FL_SCAN_MS_MIN 100u                    /* each scan stops the VMM's main thread */
+#define FL_SCAN_MS_MAX 3600000u
 
 enum fl_vault_phase {
     FL_VAULT_NEW = 0,        /* made, maybe handed in */
@@ -35,7 +37,7 @@ enum fl_vault_phase {
     FL_VAULT_DETACHING = 2,  /* drained; what was injected is being closed */
 };
 
-/* A region as the vault keeps it. Written once, then only vmm_addr and gone change. */
+/* A region. Written once, then only vmm_addr and gone change. */
 struct fl_vault_region {
     _Atomic(uint64_t) vmm_addr;
     uint64_t length;
@@ -101,6 +103,12 @@ struct fl_vault {
     uint64_t max_pages;
     uint8_t *base; /* the whole file, one mapping */
     struct fl_vault_header *header;
+    /*
+     * The regions as they were checked, and what became of them since. Those in the header are for the next pager: the
+     * VMM can write there, and nothing that is read from there twice is what it was.
+     */
+    struct fl_vault_region regions[FL_MAX_REGIONS];
+    _Atomic(uint32_t) region_count;
     struct fl_stats *stats;
     uint8_t *ages;
     _Atomic(uint64_t) *table;
@@ -122,8 +130,14 @@ int fl_vault_create(int vmm_pid, uint64_t vmm_start_ticks, uint64_t memory_bytes
  */
 int fl_vault_map(int fd, bool writable, int vmm_pid, uint64_t vmm_start_ticks, struct fl_vault *out,
                  struct fl_refused *why);
-/* Check value of a region's constant part. */
-uint32_t fl_vault_region_check(const struct fl_vault_region *region);
+/* Write region `index` down, with its check. It counts when fl_vault_count_regions() says so. */
+void fl_vault_put_region(struct fl_vault *vault, uint32_t index, struct fl_vault_region region);
+void fl_vault_count_regions(struct fl_vault *vault, uint32_t count);
+/* Regions move within the VMM's address space, and leave it. */
+void fl_vault_move_region(struct fl_vault *vault, uint32_t index, uint64_t vmm_addr);
+void fl_vault_leave_region(struct fl_vault *vault, uint32_t index);
+/* How often to scan: what the vault says, within limits. */
+uint32_t fl_vault_scan_interval_ms(const struct fl_vault *vault);
 void fl_vault_close(struct fl_vault *vault);
 
 #endif

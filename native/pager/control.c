@@ -15,8 +15,6 @@
 #include "base/log.h"
 
 #define LEASE_MAX_NS (UINT64_C(3600) * FL_NS_PER_SECOND)
-#define SCAN_MS_MIN 100u /* as on the command line: each scan stops the VMM's main thread */
-#define SCAN_MS_MAX 3600000u
 
 enum { POLL_PIDFD, POLL_SIGNAL, POLL_MOVER, POLL_LISTENER, POLL_CLIENTS, POLL_COUNT = POLL_CLIENTS + FL_CLIENTS_MAX };
 
@@ -71,9 +69,9 @@ static int set_budget(struct fl_vm *vm, const struct fl_command *command, struct
         return -ERANGE;
     }
     uint32_t interval_ms = command->scan_interval_ms;
-    if (interval_ms && (interval_ms < SCAN_MS_MIN || interval_ms > SCAN_MS_MAX)) {
+    if (interval_ms && (interval_ms < FL_SCAN_MS_MIN || interval_ms > FL_SCAN_MS_MAX)) {
         snprintf(reply->detail, sizeof(reply->detail), "a scan every %u ms (%u to %u): nothing changed", interval_ms,
-                 SCAN_MS_MIN, SCAN_MS_MAX);
+                 FL_SCAN_MS_MIN, FL_SCAN_MS_MAX);
         return -ERANGE;
     }
     /* The old lease ends before the new amounts stand: at no moment is more allowed than either says. */

@@ -63,7 +63,7 @@ static void scan(struct fl_mover *mover) {
     struct fl_chooser *chooser = &mover->chooser;
     uint64_t start = fl_now();
     bool harvested = fl_scanner_scan(&mover->scanner, &chooser->counts);
-    mover->next_scan_ns = start + atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS;
+    mover->next_scan_ns = start + fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS;
     if (!harvested) /* what was touched meanwhile is in no age: nothing goes by them until a scan has been harvested */
         memset(chooser->counts.candidates, 0, sizeof(chooser->counts.candidates));
     fl_choose_restart(chooser);
@@ -471,7 +471,7 @@ int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struc
     mover->tokens_ns = now;
     /* A successor keeps the rhythm: what its predecessor armed is harvested when it is due, not earlier. */
     fl_scanner_start(&mover->scanner, vm, faults, trackers, last != 0);
-    mover->next_scan_ns = last ? last + atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS : now;
+    mover->next_scan_ns = last ? last + fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS : now;
     fl_brake_init(&mover->brake, stall_target_permille, now, FL_READ(vm, stall_ns));
     fl_watch_init(&mover->watch, now);
     int error = mover->event_fd < 0 ? -errno : create_parts(mover);

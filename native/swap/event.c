@@ -79,7 +79,7 @@ static void unmapped(struct fl_vm *vm, uint64_t start, uint64_t end) {
         if (atomic_load(&region->gone) || end <= from || start >= to)
             continue;
         if (start <= from && end >= to) {
-            atomic_store(&region->gone, 1);
+            fl_vault_leave_region(&vm->vault, i);
             atomic_store(&vm->remap_pending, 1);
             fl_log(FL_LOG_INFO, "region_unmapped", "\"region\":%u,\"bytes\":%llu", i,
                    (unsigned long long)region->length);
@@ -96,7 +96,7 @@ static void remapped(struct fl_vm *vm, uint64_t from, uint64_t to, uint64_t leng
         if (atomic_load(&region->gone) || from + length <= start || from >= start + region->length)
             continue;
         if (from == start && length == region->length) {
-            atomic_store(&region->vmm_addr, to);
+            fl_vault_move_region(&vm->vault, i, to);
             fl_log(FL_LOG_INFO, "region_moved", "\"region\":%u,\"to\":\"%llx\"", i, (unsigned long long)to);
         } else {
             unsafe(vm, "part of a region was moved", from, from + length);

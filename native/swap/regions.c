@@ -98,7 +98,6 @@ static int find_sharer(struct fl_vm *vm, const struct fl_region *found) {
 }
 
 static int add(struct fl_vm *vm, const struct fl_region *found, struct fl_refused *why) {
-    struct fl_vault_header *header = vm->vault.header;
     uint32_t index = fl_region_count(vm);
     uint64_t first_page = 0;
     if (index > 0)
@@ -109,15 +108,14 @@ static int add(struct fl_vm *vm, const struct fl_region *found, struct fl_refuse
             "process %d has more guest memory (or regions, limit %d) than its vault can describe (%llu pages); "
             "detach and attach anew",
             vm->pid, FL_MAX_REGIONS, (unsigned long long)vm->vault.max_pages);
-    struct fl_vault_region *region = &header->regions[index];
-    *region = (struct fl_vault_region){
+    struct fl_vault_region region = {
         .vmm_addr = found->vmm_addr,
         .length = found->length,
         .file_offset = found->file_offset,
         .inode = found->inode,
         .first_page = first_page,
     };
-    region->check = fl_vault_region_check(region);
+    fl_vault_put_region(&vm->vault, index, region);
     int error = fl_region_open(vm, index);
     if (error)
         return fl_refuse(why, FL_REFUSAL_INTERNAL, "cannot open the memfd (inode %llu) of process %d: %s",
@@ -130,7 +128,7 @@ static int add(struct fl_vm *vm, const struct fl_region *found, struct fl_refuse
         return error;
     }
     /* Faults on it may have come already: they wait as pending until the region can be looked up. */
-    atomic_store_explicit(&header->region_count, index + 1, memory_order_release);
+    fl_vault_count_regions(&vm->vault, index + 1);
     FL_COUNT(vm, memory_bytes, found->length);
     fl_log(FL_LOG_INFO, "region_added", "\"region\":%u,\"bytes\":%llu,\"address\":\"%llx\"", index,
            (unsigned long long)found->length, (unsigned long long)found->vmm_addr);
@@ -176,10 +174,10 @@ static int find_again(struct fl_vm *vm, uint32_t index) {
     uint64_t address;
     int error = fl_mapped_elsewhere(vm, index, &address);
     if (!error) {
-        atomic_store(&region->vmm_addr, address);
+        fl_vault_move_region(&vm->vault, index, address);
         fl_log(FL_LOG_INFO, "region_moved", "\"region\":%u,\"to\":\"%llx\"", index, (unsigned long long)address);
     } else if (error == -ENOENT) {
-        atomic_store(&region->gone, 1);
+        fl_vault_leave_region(&vm->vault, index);
         fl_log(FL_LOG_INFO, "region_unmapped", "\"region\":%u,\"bytes\":%llu", index,
                (unsigned long long)region->length);
     }
@@ -232,7 +230,7 @@ static int open_all(struct fl_vm *vm, struct fl_refused *why) {
     for (uint32_t i = 0; i < fl_region_count(vm); i++) {
         int error = fl_region_open(vm, i);
         if (error == -ENOENT && !atomic_load(&fl_region(vm, i)->gone)) { /* neither open nor mapped any more */
-            atomic_store(&fl_region(vm, i)->gone, 1);
+            fl_vault_leave_region(&vm->vault, i);
             continue;
         }
         if (error && !atomic_load(&fl_region(vm, i)->gone))

@@ -57,13 +57,11 @@ struct fl_vm {
 };
 
 static inline struct fl_vault_region *fl_region(struct fl_vm *vm, uint32_t index) {
-    return &vm->vault.header->regions[index];
+    return &vm->vault.regions[index];
 }
 
-/* The VMM can write to the vault: it is not believed about how long our own arrays are. */
 static inline uint32_t fl_region_count(struct fl_vm *vm) {
-    uint32_t count = atomic_load_explicit(&vm->vault.header->region_count, memory_order_acquire);
-    return count < FL_MAX_REGIONS ? count : FL_MAX_REGIONS;
+    return atomic_load_explicit(&vm->vault.region_count, memory_order_acquire);
 }
 
 static inline fl_entry_slot *fl_slot(struct fl_vm *vm, uint64_t page) {

@@ -24,12 +24,10 @@ void need_damon(void) {
 }
 
 static void add_region(struct fl_vm *vm, uint64_t address, uint64_t pages, uint64_t first_page) {
-    uint32_t index = atomic_load(&vm->vault.header->region_count);
-    struct fl_vault_region *region = &vm->vault.header->regions[index];
-    atomic_store(&region->vmm_addr, address);
-    region->length = pages * FL_PAGE_SIZE;
-    region->first_page = first_page;
-    atomic_store(&vm->vault.header->region_count, index + 1);
+    uint32_t index = fl_region_count(vm);
+    struct fl_vault_region region = {.vmm_addr = address, .length = pages * FL_PAGE_SIZE, .first_page = first_page};
+    fl_vault_put_region(&vm->vault, index, region);
+    fl_vault_count_regions(&vm->vault, index + 1);
 }
 
 struct damon_field *damon_field_make(uint64_t bytes, uint32_t vcpus, uint32_t interval_ms, bool filled) {

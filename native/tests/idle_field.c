@@ -27,12 +27,11 @@ static uint32_t first_part(uint32_t pages) {
 }
 
 static void add_region(struct fl_vm *vm, uint64_t address, uint32_t pages, uint64_t first_page) {
-    uint32_t index = atomic_load(&vm->vault.header->region_count);
-    struct fl_vault_region *region = &vm->vault.header->regions[index];
-    atomic_store(&region->vmm_addr, address);
-    region->length = (uint64_t)pages * FL_PAGE_SIZE;
-    region->first_page = first_page;
-    atomic_store(&vm->vault.header->region_count, index + 1);
+    uint32_t index = fl_region_count(vm);
+    struct fl_vault_region region = {
+        .vmm_addr = address, .length = (uint64_t)pages * FL_PAGE_SIZE, .first_page = first_page};
+    fl_vault_put_region(&vm->vault, index, region);
+    fl_vault_count_regions(&vm->vault, index + 1);
 }
 
 struct idle_field idle_field_of(int pid, uint64_t address, uint32_t pages) {

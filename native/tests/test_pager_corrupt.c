@@ -2,12 +2,15 @@
 /*
  * Flipped bits in the vault, in stored pages and in the page table, with the pager alive and with a successor, to
  * whom its predecessor has left pages protected: the
- * process gets an error (SIGBUS), never a wrong byte, and nothing more is evicted from it.
+ * process gets an error (SIGBUS), never a wrong byte, and nothing more is evicted from it. And records of regions that
+ * the process itself has overwritten: the pager goes by its own.
  */
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
 
+#include "base/clock.h"
 #include "base/kernel.h"
 #include "pager/serve.h"
 #include "served_vm.h"
@@ -16,6 +19,7 @@
 #include "victim.h"
 
 #define PAGES 2048u
+#define SCRIBBLED_SCANS 4u
 
 static bool nearly_all_away(const struct fl_status *status) {
     return status->evicted_pages > PAGES * 3 / 4;
@@ -115,6 +119,55 @@ static void run(uint64_t random, bool with_successor) {
     kill(victim.pid, SIGKILL);
 }
 
+static bool harvested(const struct fl_status *status) {
+    return status->scans > 0;
+}
+
+/* The VMM has the vault open, and one that a guest has taken over may write anything there, at any moment. */
+static void run_scribbled(uint64_t seed) {
+    char socket_path[64];
+    snprintf(socket_path, sizeof(socket_path), "/tmp/fl-corrupt-%d.sock", (int)getpid());
+    static const char *const more[] = {"--stall-target-permille", "1000", "--log-level", "error", NULL};
+    struct victim victim = victim_start(PAGES, 2, seed);
+    victim.shared->hot_pages = 64;
+    pid_t pager = pager_start(&victim, socket_path, more);
+    struct fl_pager *connection = pager_connect(socket_path, 10);
+    CHECK(pager_budget(connection, PAGES * 4096ull, 600).error == 0, "budget");
+    wait_until(&victim, harvested, 30, "a scan");
+    struct fl_vault vault = vault_of(victim.pid, true);
+    struct fl_vault_header *header = vault.header;
+    uint64_t scans = status_of(&victim).scans, start_ns = fl_now();
+    atomic_store(&header->scan_interval_ms, 0);
+    for (uint32_t i = 0; i < FL_MAX_REGIONS; i++) {
+        struct fl_vault_region *region = &header->regions[i];
+        region->length = region->first_page = region->file_offset = (UINT64_MAX - i) / FL_PAGE_SIZE * FL_PAGE_SIZE;
+        atomic_store(&region->vmm_addr, UINT64_MAX / 2 + i * FL_PAGE_SIZE);
+        atomic_store(&region->gone, i % 2);
+    }
+    atomic_store(&header->region_count, UINT32_MAX);
+    /* A view that is opened now is refused; what was mapped before goes on. */
+    struct fl_status *status = &vault.stats->status;
+    for (unsigned i = 0; i < 3000 && (__atomic_load_n(&status->evicted_pages, __ATOMIC_RELAXED) <= PAGES * 3 / 4 ||
+                                      __atomic_load_n(&status->scans, __ATOMIC_RELAXED) < scans + SCRIBBLED_SCANS);
+         i++)
+        sleep_ms(10);
+    scans = __atomic_load_n(&status->scans, __ATOMIC_RELAXED) - scans;
+    CHECK(scans >= SCRIBBLED_SCANS, "scans have ended");
+    CHECK(__atomic_load_n(&status->evicted_pages, __ATOMIC_RELAXED) > PAGES * 3 / 4, "evictions have ended");
+    uint64_t most = (fl_now() - start_ns) / FL_NS_PER_MS / FL_SCAN_MS_MIN + 2;
+    CHECK(scans <= most, "%llu scans where the shortest interval allows %llu", (unsigned long long)scans,
+          (unsigned long long)most);
+    CHECK(victim_verify(&victim, 60) == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
+    CHECK(waitpid(pager, NULL, WNOHANG) == 0, "the pager has ended");
+    CHECK(pager_tell(connection, (struct fl_command){.kind = FL_COMMAND_DETACH}).error == 0, "detach");
+    fl_pager_close(connection);
+    CHECK(pager_wait(pager, 20) == FL_EXIT_OK, "detach");
+    CHECK(victim_verify(&victim, 60) == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
+    printf("scribbled: %llu scans, 0 wrong bytes\n", (unsigned long long)scans);
+    fl_vault_close(&vault);
+    kill(victim.pid, SIGKILL);
+}
+
 /* A page may turn out to be lost at the last moment, when nothing is away any more and the pager is about to leave. */
 static void no_detach_with_a_lost_page(uint64_t seed) {
     struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
@@ -139,6 +192,7 @@ int main(int argc, char **argv) {
     uint64_t random = seed_of(argc, argv);
     run(random, false);
     run(random + 1, true);
-    no_detach_with_a_lost_page(random + 2);
+    run_scribbled(random + 2);
+    no_detach_with_a_lost_page(random + 3);
     return 0;
 }

@@ -35,9 +35,9 @@ static void make_vm(struct fl_vm *vm, uint8_t *memory) {
     vm->uffd = open_uffd();
     vm->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     CHECK(fl_vault_create(vm->pid, 1, PAGES * FL_PAGE_SIZE, &vm->vault) == 0, "vault");
-    struct fl_vault_region *region = &vm->vault.header->regions[0];
-    *region = (struct fl_vault_region){.vmm_addr = (uint64_t)(uintptr_t)memory, .length = PAGES * FL_PAGE_SIZE};
-    atomic_store(&vm->vault.header->region_count, 1);
+    struct fl_vault_region region = {.vmm_addr = (uint64_t)(uintptr_t)memory, .length = PAGES * FL_PAGE_SIZE};
+    fl_vault_put_region(&vm->vault, 0, region);
+    fl_vault_count_regions(&vm->vault, 1);
     vm->freeze = FL_FREEZE_RWP;
     struct uffdio_register request = {.range = {.start = (uint64_t)(uintptr_t)memory, .len = PAGES * FL_PAGE_SIZE},
                                       .mode = UFFDIO_REGISTER_MODE_RWP};

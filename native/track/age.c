@@ -159,7 +159,7 @@ static int look_at_region(struct fl_vm *vm, const struct fl_tracker_ops *ops, st
 static void publish(struct fl_vm *vm, const struct fl_age_counts *counts, const uint64_t *promotions) {
     struct fl_stats *stats = vm->vault.stats;
     uint64_t resident[FL_AGE_BINS] = {0}, evicted[FL_AGE_BINS] = {0}, resident_pages = 0, working_set = 0;
-    uint64_t interval_ns = atomic_load(&vm->vault.header->scan_interval_ms) * FL_NS_PER_MS;
+    uint64_t interval_ns = fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS;
     for (uint32_t age = 0; age < 256; age++) {
         uint32_t bin = fl_age_bin((uint8_t)age);
         resident_pages += counts->resident[age];

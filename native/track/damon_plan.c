@@ -61,7 +61,7 @@ void fl_damon_make_plan(struct fl_vm *vm, uint64_t region_cost_ns, struct fl_dam
     find_ranges(vm, plan);
     if (!plan->count)
         return;
-    plan->grain = fl_damon_grain(plan->pages, atomic_load(&vm->vault.header->scan_interval_ms), region_cost_ns, before);
+    plan->grain = fl_damon_grain(plan->pages, fl_vault_scan_interval_ms(&vm->vault), region_cost_ns, before);
     plan->regions_min = divide_up(plan->pages, plan->grain);
     if (plan->regions_min < KERNEL_REGIONS_MIN)
         plan->regions_min = KERNEL_REGIONS_MIN;

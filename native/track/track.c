@@ -35,7 +35,7 @@ static bool is_possible(const struct fl_tracker_ops *ops, const struct fl_tracke
 struct fl_tracked fl_tracked_of(struct fl_vm *vm) {
     return (struct fl_tracked){.pid = vm->pid,
                                .memory_bytes = FL_READ(vm, memory_bytes),
-                               .scan_interval_ms = atomic_load(&vm->vault.header->scan_interval_ms),
+                               .scan_interval_ms = fl_vault_scan_interval_ms(&vm->vault),
                                .attached = true,
                                .uffd_features = vm->uffd_features,
                                .freeze = vm->freeze,
