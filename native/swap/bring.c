@@ -89,11 +89,9 @@ static void gather(struct fl_bringer *bringer, struct run *run, uint64_t end, ui
 static int write_page(struct fl_vm *vm, uint32_t region, uint64_t page, const void *content) {
     int fd = vm->memory[region].fd;
     off_t offset = (off_t)fl_offset_of_page(vm, region, page);
-    off_t data = lseek(fd, offset, SEEK_DATA);
-    if (data == offset)
-        return 0;
-    if (data < 0 && errno != ENXIO) /* ENXIO: nothing up to the end of the file */
-        return -errno;
+    int there = fl_file_has(vm, region, page);
+    if (there)
+        return there < 0 ? there : 0;
     ssize_t written = pwrite(fd, content, FL_PAGE_SIZE, offset);
     if (written == FL_PAGE_SIZE)
         return 0;

@@ -226,12 +226,11 @@ int fl_punch(struct fl_vm *vm, uint32_t region, uint64_t first, uint64_t pages) 
     return 0;
 }
 
-/*
- * Of a huge page, which no VM should have (attach/hugepages.h), a part is punched by splitting it. When that fails, because
- * somebody holds one of its pages, the kernel says that all went well and leaves zeros instead of a hole.
- */
-static bool left_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count) {
+bool fl_punch_left_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count) {
     uint64_t cached[FL_BATCH_PAGES / 64];
+    int64_t held = fl_pages_held(vm, region, first, count);
+    if (held >= 0)
+        return held > 0; /* mincore() does not show a page that is on its way to another frame */
     return fl_pages_cached(vm, region, first, count, cached) || cached[0];
 }
 
@@ -240,15 +239,12 @@ static bool worth_a_line(uint64_t failures) {
     return (failures & (failures - 1)) == 0;
 }
 
-/* Put back what was there: it has been read, and its copy in the buffer is whole. Goes on until it is done. */
-static void write_back(struct fl_evictor *evictor, const struct batch *batch, uint32_t at, uint32_t count) {
-    struct fl_vm *vm = evictor->vm;
-    const uint8_t *content = evictor->pages + (size_t)at * FL_PAGE_SIZE;
+void fl_write_over_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, const void *content) {
     size_t bytes = (size_t)count * FL_PAGE_SIZE, done = 0;
     uint64_t failures = 0;
-    off_t offset = (off_t)fl_offset_of_page(vm, batch->region, batch->first + at);
+    off_t offset = (off_t)fl_offset_of_page(vm, region, first);
     while (done < bytes && !atomic_load(&vm->gone)) {
-        ssize_t n = pwrite(vm->memory[batch->region].fd, content + done, bytes - done, offset + (off_t)done);
+        ssize_t n = pwrite(vm->memory[region].fd, (const uint8_t *)content + done, bytes - done, offset + (off_t)done);
         if (n < 0 && errno != EINTR) {
             if (worth_a_line(++failures))
                 fl_log_text(
@@ -262,7 +258,7 @@ static void write_back(struct fl_evictor *evictor, const struct batch *batch, ui
     }
     fl_log_text(FL_LOG_WARNING, "hole_not_punched",
                 "%u pages from page %llu on are part of a huge page that cannot be split now; they stay in memory",
-                count, (unsigned long long)batch->first + at);
+                count, (unsigned long long)first);
 }
 
 /* PUNCHING -> EVICTED by runs. A run whose hole cannot be punched stays in memory. */
@@ -276,9 +272,10 @@ static int punch_pages(struct fl_evictor *evictor, struct batch *batch, struct f
         if (end == i)
             continue;
         int failed = fl_punch(vm, batch->region, batch->first + i, end - i);
-        bool zeros = !failed && left_zeros(vm, batch->region, batch->first + i, end - i);
+        bool zeros = !failed && fl_punch_left_zeros(vm, batch->region, batch->first + i, end - i);
         if (zeros)
-            write_back(evictor, batch, i, end - i);
+            fl_write_over_zeros(vm, batch->region, batch->first + i, end - i,
+                                evictor->pages + (size_t)i * FL_PAGE_SIZE);
         for (uint32_t k = i; k < end; k++) {
             fl_entry mine = batch->entry[k];
             if (failed || zeros) {

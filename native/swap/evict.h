@@ -49,5 +49,13 @@ int fl_evict_window(struct fl_evictor *evictor, uint32_t region, uint64_t first,
 
 /* Punch [first, first + pages) out of the file. Recovery finishes with it what a dead pager left PUNCHING. */
 int fl_punch(struct fl_vm *vm, uint32_t region, uint64_t first, uint64_t pages);
+/*
+ * Of a huge page, which no VM should have (attach/hugepages.h), a part is punched by splitting it. When that fails, because
+ * somebody holds one of its pages, the kernel says that all went well and leaves zeros instead of a hole. Whether it did, of
+ * at most FL_BATCH_PAGES pages.
+ */
+bool fl_punch_left_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count);
+/* Put back what was there. Goes on until it is done, or the VMM has ended. */
+void fl_write_over_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, const void *content);
 
 #endif

@@ -9,10 +9,8 @@
 #include "swap/load.h"
 #include "swap/uffd.h"
 
-/* Whether the VMM's file has this page (in memory or swapped out by the host). A hole otherwise. */
 static bool file_has(struct fl_vm *vm, uint32_t region, uint64_t page) {
-    off_t offset = (off_t)fl_offset_of_page(vm, region, page);
-    return lseek(vm->memory[region].fd, offset, SEEK_DATA) == offset;
+    return fl_file_has(vm, region, page) > 0;
 }
 
 static void make_resident(struct fl_vm *vm, uint64_t page) {
@@ -27,6 +25,22 @@ static void damaged(struct fl_vm *vm, uint32_t region, uint64_t page) {
     }
     fl_entry shown = fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0);
     fl_poison(vm, region, page, shown);
+}
+
+/*
+ * Punch a page that was protected since it was copied. True when it is away now. Where its copy is damaged or it cannot be
+ * punched, the file's page is as good; where zeros were left instead of a hole, the copy goes over them.
+ */
+static bool punch(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+    static uint8_t buffer[FL_PAGE_SIZE] __attribute__((aligned(FL_PAGE_SIZE)));
+    const void *content;
+    uint32_t stored_bytes;
+    if (fl_fetch(vm, page, entry, buffer, &content, &stored_bytes) || fl_punch(vm, region, page, 1))
+        return !file_has(vm, region, page);
+    if (!fl_punch_left_zeros(vm, region, page, 1))
+        return true;
+    fl_write_over_zeros(vm, region, page, 1, content);
+    return false;
 }
 
 /* What is away, by tier: shown when all is counted, so that nobody takes a half-done count for little. */
@@ -63,8 +77,7 @@ static int settle(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry ent
         return 1;
     }
     int in_flight = fl_entry_state(entry) != FL_PAGE_EVICTED;
-    /* Write-protected since it was copied: where it cannot be punched, the file's page is as good. If it is still there. */
-    if (fl_entry_state(entry) == FL_PAGE_PUNCHING && fl_punch(vm, region, page, 1) && file_has(vm, region, page)) {
+    if (fl_entry_state(entry) == FL_PAGE_PUNCHING && !punch(vm, region, page, entry)) {
         make_resident(vm, page);
         return 1;
     }

@@ -10,6 +10,9 @@
 #include "base/fence.h"
 #include "base/kernel.h"
 
+#define MOVING_LOOKS 100u
+#define MOVING_NS (500 * FL_NS_PER_US)
+
 bool fl_page_of_address(struct fl_vm *vm, uint64_t address, uint64_t *page, uint32_t *region) {
     uint32_t count = fl_region_count(vm);
     for (uint32_t i = 0; i < count; i++) {
@@ -52,6 +55,22 @@ int64_t fl_pages_held(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_
         uint64_t cached, dirty, writeback, evicted, recently_evicted;
     } found = {0};
     return syscall(SYS_cachestat, vm->memory[region].fd, range, &found, 0) ? -errno : (int64_t)found.cached;
+}
+
+int fl_file_has(struct fl_vm *vm, uint32_t region, uint64_t page) {
+    off_t offset = (off_t)fl_offset_of_page(vm, region, page);
+    for (uint32_t i = 0; i < MOVING_LOOKS; i++) {
+        off_t data = lseek(vm->memory[region].fd, offset, SEEK_DATA);
+        if (data == offset)
+            return 1;
+        if (data < 0 && errno != ENXIO) /* ENXIO: nothing up to the end of the file */
+            return -errno;
+        /* The frame that a page moves to is no data until all of it is there. */
+        if (fl_pages_held(vm, region, page, 1) <= 0)
+            return 0;
+        fl_sleep_ns(MOVING_NS);
+    }
+    return 0; /* set aside (fallocate), and never filled */
 }
 
 bool fl_forks_wait(struct fl_vm *vm) {

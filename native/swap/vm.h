@@ -94,6 +94,11 @@ int fl_pages_cached(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t 
  * fl_pages_cached() may not show. Negative errno: -ENOSYS without CONFIG_CACHESTAT_SYSCALL.
  */
 int64_t fl_pages_held(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count);
+/*
+ * Whether the file has this page, in RAM, on its way to another frame, or swapped out by the host: 1 or 0 (a hole), or a
+ * negative errno. Waits, no longer than some 50 ms, while the kernel says both.
+ */
+int fl_file_has(struct fl_vm *vm, uint32_t region, uint64_t page);
 
 static inline bool fl_swap_entry(struct fl_vm *vm, uint64_t page, fl_entry *expected, fl_entry desired) {
     return atomic_compare_exchange_strong_explicit(fl_slot(vm, page), expected, desired, memory_order_acq_rel,

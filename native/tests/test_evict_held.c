@@ -28,6 +28,7 @@
 #include "pager/serve.h"
 #include "swap/evict.h"
 #include "swap/fault.h"
+#include "swap/recover.h"
 #include "track/track.h"
 #include "victim.h"
 
@@ -443,14 +444,14 @@ static void test_touched(const struct fl_tracker_ops *ops) {
 
 /* ---- a huge page that cannot be split ----------------------------------------------------------------------- */
 
-static void test_huge(const struct fl_tracker_ops *ops) {
+static bool test_huge(const struct fl_tracker_ops *ops) {
     struct served s;
     begin_vmm(&s);
     if (!host_collapse(s.pid, atomic_load(&s.shared->base), PAGES)) {
         printf("%-5s huge pages not tried: this host does not collapse shared memory\n", fl_tracker_name(ops->kind));
         kill(s.pid, SIGKILL);
         (void)waitpid(s.pid, NULL, 0);
-        return;
+        return false;
     }
     CHECK(ask(&s, HOLD) == 0, "vmsplice: %s", strerror(s.shared->error));
     serve(&s, ops);
@@ -460,6 +461,40 @@ static void test_huge(const struct fl_tracker_ops *ops) {
     CHECK(ask(&s, LET_GO) == 0, "splice: %s", strerror(s.shared->error));
     printf("%-5s a huge page with one of its pages held: %llu evicted, 0 lost\n", fl_tracker_name(ops->kind),
            (unsigned long long)held);
+    end(&s);
+    return true;
+}
+
+/* The same for a pager that died between its copies and their holes, when all of it has become a huge page since. */
+static void test_huge_recovery(const struct fl_tracker_ops *ops) {
+    struct served s;
+    uint8_t content[HOST_PAGE] __attribute__((aligned(8)));
+    fl_entry away[PAGES];
+    uint64_t fixed, kept = 0;
+    struct fl_refused why;
+    begin_vmm(&s);
+    serve(&s, ops);
+    CHECK(evict_all(&s, NULL) == PAGES, "not all of it was evicted");
+    uint64_t first = fl_region(&s.vm, 0)->first_page;
+    for (uint32_t page = 0; page < PAGES; page++) {
+        away[page] = atomic_load(fl_slot(&s.vm, first + page));
+        fill(content, page, 0);
+        CHECK(pwrite(s.vm.memory[0].fd, content, HOST_PAGE, (off_t)page * HOST_PAGE) == (ssize_t)HOST_PAGE, "pwrite");
+    }
+    CHECK(host_collapse(s.pid, atomic_load(&s.shared->base), PAGES), "it does not become a huge page");
+    CHECK(ask(&s, HOLD) == 0, "vmsplice: %s", strerror(s.shared->error));
+    for (uint32_t page = 0; page < PAGES; page++)
+        if (page != HELD) /* which was touched */
+            atomic_store(fl_slot(&s.vm, first + page), fl_entry_with_state(away[page], FL_PAGE_PUNCHING));
+    CHECK(fl_recover(&s.vm, &fixed, &why) == 0, "%s", why.detail);
+    for (uint32_t page = 0; page < PAGES; page++)
+        kept += fl_entry_state(atomic_load(fl_slot(&s.vm, first + page))) == FL_PAGE_RESIDENT;
+    CHECK(kept > 0, "the huge page was split, and all went well: nothing is shown");
+    CHECK(ask(&s, CHECK_ALL) == 0 && s.shared->wrong == 0, "%s: %u pages lost", fl_tracker_name(ops->kind),
+          s.shared->wrong);
+    CHECK(ask(&s, LET_GO) == 0, "splice: %s", strerror(s.shared->error));
+    printf("%-5s a huge page that a dead pager was about to punch: %llu pages stay, 0 lost\n",
+           fl_tracker_name(ops->kind), (unsigned long long)kept);
     end(&s);
 }
 
@@ -476,7 +511,8 @@ int main(void) {
             printf("%-5s not tried: %s\n", fl_tracker_name(ops->kind), detail);
             continue;
         }
-        test_huge(ops);
+        if (test_huge(ops))
+            test_huge_recovery(ops);
         test_touched(ops);
         if (ops->sees_io) {
             test_device(ops);
