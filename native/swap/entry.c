@@ -34,7 +34,7 @@ bool fl_entry_valid(fl_entry entry) {
     enum fl_tier tier = fl_entry_tier(entry);
     switch (fl_entry_state(entry)) {
     case FL_PAGE_RESIDENT:
-        return tier == FL_TIER_ZERO || tier == FL_TIER_REJECTED || tier == FL_TIER_BROUGHT;
+        return tier == FL_TIER_ZERO || tier == FL_TIER_REJECTED || tier == FL_TIER_BROUGHT || tier == FL_TIER_SETTLING;
     case FL_PAGE_FREEZING:
     case FL_PAGE_BUSY:
     case FL_PAGE_POISONED:

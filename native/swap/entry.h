@@ -40,7 +40,9 @@ enum fl_tier {
     FL_TIER_ZERO = 0,
     FL_TIER_SAME = 1,
     FL_TIER_RAM = 2,
-    FL_TIER_BROUGHT = 14,  /* RESIDENT only: brought back by us, not by a touch; until the next scan */
+    FL_TIER_SETTLING = 13, /* RESIDENT only: was BROUGHT at the last scan, and its touches show since; until the next */
+    FL_TIER_BROUGHT =
+        14, /* RESIDENT only: brought back by us, not by a touch, and nobody sees its touches; until a scan */
     FL_TIER_REJECTED = 15, /* RESIDENT only: did not compress well, left alone until it is touched */
 };
 

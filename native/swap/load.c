@@ -43,6 +43,7 @@ int fl_fetch(struct fl_vm *vm, uint64_t page, fl_entry entry, void *buffer, cons
         return 0;
     case FL_TIER_RAM:
         return fetch_compressed(vm, page, fl_entry_payload(entry), buffer, stored_bytes);
+    case FL_TIER_SETTLING:
     case FL_TIER_BROUGHT:
     case FL_TIER_REJECTED:
         break;

@@ -58,5 +58,6 @@ int main(void) {
     return round_trip(FL_PAGE_EVICTED, FL_TIER_RAM, 0x1fffffffffff) ||
            round_trip(FL_PAGE_PUNCHING, FL_TIER_SAME, 0xffff12345678) || round_trip(FL_PAGE_EVICTED, FL_TIER_ZERO, 0) ||
            round_trip(FL_PAGE_LOADING, FL_TIER_RAM, 1) || round_trip(FL_PAGE_RESIDENT, FL_TIER_REJECTED, 0) ||
-           state_changes_keep_the_payload() || a_pattern_belongs_to_its_page();
+           round_trip(FL_PAGE_RESIDENT, FL_TIER_SETTLING, 0) || state_changes_keep_the_payload() ||
+           a_pattern_belongs_to_its_page();
 }

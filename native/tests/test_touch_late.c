@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A page that is touched when it has been harvested and not been armed yet: arming hides the touch, and a device that began to
- * write to the page by it would write to one that leaves. So such a page is young, for each tracker that sees devices.
+ * write to the page by it would write to one that leaves. So such a page is young, for each tracker that sees devices. And a
+ * page that we brought back, whose touches are hidden until it is armed.
  */
 #include <signal.h>
 #include <string.h>
@@ -11,6 +12,8 @@
 #include "base/log.h"
 #include "pager/scan.h"
 #include "pager/serve.h"
+#include "served_vm.h"
+#include "swap/bring.h"
 #include "swap/fault.h"
 #include "victim.h"
 
@@ -62,6 +65,32 @@ static void check_ages(const struct ages *before, const struct ages *now, uint8_
     }
 }
 
+/* The first pages again: away, and brought back by us. Nobody sees their touches until the next arming. */
+static void check_brought(struct fl_vm *vm, struct fl_scanner *scanner, const char *tracker) {
+    struct fl_bringer *bringer;
+    struct fl_age_counts counts;
+    uint64_t allowance = TOUCHED, pages = 0;
+    CHECK(fl_bringer_create(vm, &bringer) == 0, "bringer");
+    evict_first(vm, TOUCHED);
+    const uint64_t away = FL_READ(vm, evicted_pages),
+                   candidates[] = {0, away, away}; /* some do not compress, and stay */
+    CHECK(fl_bring_range(bringer, 0, fl_region(vm, 0)->first_page, TOUCHED, UINT8_MAX, false, &allowance, &pages) ==
+                  0 &&
+              pages == away,
+          "%llu pages brought back", (unsigned long long)pages);
+    for (unsigned i = 0; i < sizeof(candidates) / sizeof(candidates[0]); i++) {
+        CHECK(fl_scanner_scan(scanner, &counts), "a scan is void");
+        uint8_t age = ages_of(vm).of[0];
+        CHECK(age == 2 + i && counts.resident[age] == TOUCHED, "age %u and %llu pages of it", age,
+              (unsigned long long)counts.resident[age]);
+        CHECK(counts.candidates[age] == candidates[i], "scan %u after: %llu candidates, not %llu", i + 1,
+              (unsigned long long)counts.candidates[age], (unsigned long long)candidates[i]);
+    }
+    fl_bringer_destroy(bringer);
+    printf("%-5s %llu pages brought back: candidates when a second scan has found them idle\n", tracker,
+           (unsigned long long)away);
+}
+
 static void check_tracker(const char *tracker, uint64_t seed) {
     struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
     struct fl_refused why = {0};
@@ -94,6 +123,8 @@ static void check_tracker(const char *tracker, uint64_t seed) {
     const struct ages after = ages_of(&vm);
     check_ages(&armed, &after, 1, 1, "and by nobody since");
     printf("%-5s %u pages touched between harvest and arming: young\n", tracker, TOUCHED);
+
+    check_brought(&vm, &scanner, tracker);
 
     kill(victim.pid, SIGKILL);
     fl_scanner_stop(&scanner);

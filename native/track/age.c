@@ -105,9 +105,14 @@ static void age_page(struct fl_vm *vm, uint64_t page, enum sight sight, struct f
         return;
     }
     counts->swapped += sight == SWAPPED;
-    if (state == FL_PAGE_RESIDENT && fl_entry_tier(entry) == FL_TIER_BROUGHT) {
-        (void)fl_swap_entry(vm, page, &entry, 0);
+    bool brought = state == FL_PAGE_RESIDENT && fl_entry_tier(entry) == FL_TIER_BROUGHT;
+    if (brought) {
+        fl_entry before = entry;
+        (void)fl_swap_entry(vm, page, &before, fl_entry_make(FL_PAGE_RESIDENT, FL_TIER_SETTLING, 0));
         sight = sight == TOUCHED ? IDLE : sight; /* what the tracker sees of it is our own doing */
+    } else if (state == FL_PAGE_RESIDENT && fl_entry_tier(entry) == FL_TIER_SETTLING) {
+        fl_entry before = entry;
+        (void)fl_swap_entry(vm, page, &before, 0);
     }
     if (sight == HOLE || sight == TOUCHED) {
         if (sight == TOUCHED) {
@@ -121,7 +126,8 @@ static void age_page(struct fl_vm *vm, uint64_t page, enum sight sight, struct f
         older = 0;
     } else {
         counts->resident[older]++;
-        counts->candidates[older] += sight == IDLE && fl_entry_tier(entry) != FL_TIER_REJECTED;
+        /* One that was brought back may have been touched since: it goes when another scan has found it idle. */
+        counts->candidates[older] += sight == IDLE && fl_entry_tier(entry) != FL_TIER_REJECTED && !brought;
     }
     set_age(vm, page, age, older);
 }
