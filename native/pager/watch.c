@@ -59,7 +59,17 @@ static bool all_mapped(struct fl_vm *vm, const struct fl_inspection *found) {
     return found->memory_bytes >= served;
 }
 
-static void take_in(struct fl_vm *vm, const struct fl_inspection *found) {
+/* `events` had come before it was looked at. One that has come since is of something that nobody has looked at yet. */
+static void become_safe(struct fl_vm *vm, uint32_t events) {
+    uint32_t none = FL_REFUSAL_NONE;
+    atomic_store(&vm->vault.header->unsafe, FL_REFUSAL_NONE);
+    if (atomic_load(&vm->unsafe_events) != events)
+        atomic_compare_exchange_strong(&vm->vault.header->unsafe, &none, FL_REFUSAL_OTHER_MAPPER);
+    else
+        fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
+}
+
+static void take_in(struct fl_vm *vm, const struct fl_inspection *found, uint32_t events) {
     struct fl_refused why;
     if (fl_regions_update(vm, found, &why)) {
         if (is_unsafe(why.refusal))
@@ -69,18 +79,17 @@ static void take_in(struct fl_vm *vm, const struct fl_inspection *found) {
         return;
     }
     if (atomic_load(&vm->vault.header->unsafe) && FL_READ(vm, evicted_pages) == 0 && !fl_forks_wait(vm) &&
-        all_mapped(vm, found)) {
-        atomic_store(&vm->vault.header->unsafe, FL_REFUSAL_NONE);
-        fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
-    }
+        all_mapped(vm, found))
+        become_safe(vm, events);
 }
 
 static void inspect(struct fl_watch *watch, struct fl_vm *vm, uint64_t now_ns) {
     struct fl_inspection found;
+    uint32_t events = atomic_load(&vm->unsafe_events);
     if (fl_inspect_target(vm->pid, (int)getpid(), 0, &found))
         return;
     if (found.refusal == FL_REFUSAL_NONE)
-        take_in(vm, &found);
+        take_in(vm, &found, events);
     else if (is_unsafe(found.refusal))
         become_unsafe(vm, found.refusal, found.detail);
     bool unsafe = atomic_load(&vm->vault.header->unsafe) != FL_REFUSAL_NONE;

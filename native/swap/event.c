@@ -63,6 +63,7 @@ void fl_event_clear_zap(struct fl_vm *vm) {
 
 static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t end) {
     uint32_t none = FL_REFUSAL_NONE;
+    atomic_fetch_add(&vm->unsafe_events, 1); /* first: see become_safe() in pager/watch.c */
     atomic_compare_exchange_strong(&vm->vault.header->unsafe, &none, FL_REFUSAL_OTHER_MAPPER);
     atomic_store(&vm->remap_pending, 1);
     fl_log(

@@ -52,6 +52,7 @@ struct fl_vm {
     struct fl_memory memory[FL_MAX_REGIONS]; /* index as in the vault's regions */
     struct fl_removals removals;
     _Atomic(uint32_t) gone;           /* the VMM has ended: stop quietly */
+    _Atomic(uint32_t) unsafe_events;  /* that came, and made the VM unsafe */
     _Atomic(uint32_t) remap_pending;  /* an UNMAP or FORK event waits for the mover */
     _Atomic(int) forks[FL_FORKS_MAX]; /* userfaultfds of forked children that wait for a drain; -1: none */
 };
