@@ -22,7 +22,7 @@ from rich.console import Console
 from tests.bench.errors import BenchError, Skipped
 from tests.bench.machine import available_bytes, this_machine
 from tests.bench.report import show_machine
-from tests.bench.trackers import plots, report
+from tests.bench.trackers import markdown, plots, report
 from tests.bench.trackers.places import PROGRAM, OwnKernel, booted
 from tests.bench.trackers.suite import Amounts, Bench, PlaceResults
 from tests.kernel import GuestError
@@ -32,13 +32,15 @@ from tests.system.guest.kernel import GuestKernel
 IDLE, DEBIAN, OWN = "idle", "debian", "own"
 # An emulated CPU loses time to whatever else the machine does, and does not know of it: short rounds and many of them.
 AMOUNTS: Final = {
-    IDLE: Amounts(2, 12, 64, sizes_mib=(64, 256, 1024), mapped_mib=256, steady_mib=1024, steady=((10, 3),), kvm_mib=16),
-    DEBIAN: Amounts(2, 6, 64, kvm_mib=16),
+    IDLE: Amounts(2, 12, 64, sizes_mib=(64, 256, 1024), mapped_mib=256, steady_mib=1024, steady=((10, 3),), kvm_mib=64),
+    DEBIAN: Amounts(2, 6, 64, kvm_mib=64),
     OWN: Amounts(2, 3, 4096, sizes_mib=(1024, 4096, 16384), steady_mib=4096, steady=((10, 3), (30, 3), (120, 2))),
 }
 QUICK: Final = {
-    IDLE: Amounts(1, 2, 64, (0, 16, 1), sizes_mib=(64, 128), mapped_mib=64, kvm_mib=16, kvm_rounds=2),
-    DEBIAN: Amounts(1, 2, 64, (0, 16, 1), kvm_mib=16, kvm_rounds=2),
+    IDLE: Amounts(
+        1, 2, 64, (0, 16, 1), sizes_mib=(64, 128), mapped_mib=64, kvm_mib=16, kvm_rounds=2, kvm_parts=(0, 16, 1)
+    ),
+    DEBIAN: Amounts(1, 2, 64, (0, 16, 1), kvm_mib=16, kvm_rounds=2, kvm_parts=(0, 16, 1)),
     OWN: Amounts(1, 2, 256, (0, 16, 1), sizes_mib=(256, 1024)),
 }
 ROOM_PART: Final = 0.8
@@ -103,7 +105,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.trackers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="less of everything: a look, not a figure to quote")
     parser.add_argument("--json", type=Path, default=Path("bench-trackers-report.json"), help="(%(default)s)")
-    parser.add_argument("--plots", type=Path, default=Path("build/bench-trackers"), help="folder (%(default)s)")
+    parser.add_argument(
+        "--plots", type=Path, default=Path("build/bench-trackers"), help="folder of plots and tables (%(default)s)"
+    )
     parser.add_argument("--programs", type=Path, default=Path("build/native/bench"), help="folder of the bench program")
     parser.add_argument("--idle-kernel", type=Path, help="bzImage of a kernel with page_idle and all of it built in")
     parser.add_argument("--only", choices=[IDLE, DEBIAN, OWN], action="append", help="measure only here")
@@ -162,6 +166,8 @@ def main() -> int:
                 return 128 + signal.SIGINT
     report.show_rows(console, [row for place in places for row in report.rows(place)])
     written = _draw(places, arguments.plots)
+    written.append(arguments.plots / "tables.md")
+    written[-1].write_text(markdown.tables(places))
     report.write(arguments.json, report.document(machine, os.getloadavg()[0], arguments.quick, places, skipped))
     console.print("written: " + ", ".join(str(path) for path in [arguments.json, *written]), markup=False)
     return 1 if failed else 0

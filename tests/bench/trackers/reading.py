@@ -37,6 +37,13 @@ def cost_model(points: Iterable[Point]) -> CostModel | None:
     )
 
 
+def by_tracker(points: Iterable[Point]) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point.tracker, []).append(point)
+    return found
+
+
 def crossing(one: Sequence[Point], other: Sequence[Point]) -> float | None:
     """The touched fraction from which on the total (scanner and guest) of ``one`` is above that of ``other``.
 

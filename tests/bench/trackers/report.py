@@ -80,15 +80,16 @@ def mapped(points: Sequence[Point], title: str) -> Table:
     return table
 
 
-def models(place: PlaceResults) -> Table:
+def models(points: Sequence[Point], title: str) -> Table:
     """What a cost is made of, and from which fraction on a tracker's total is above that of each other one."""
-    known = [model for name in place.trackers() if (model := reading.cost_model(place.touched_by(name)))]
+    of = reading.by_tracker(points)
+    known = [model for each in of.values() if (model := reading.cost_model(each))]
     names = ["tracker", "fixed ms/GiB", "scanner µs/page touched", "guest µs/page touched"]
-    table = _columns(f"{place.title}: what a scan costs", [*names, *(f"total above {m.tracker}'s from" for m in known)])
+    table = _columns(title, [*names, *(f"total above {m.tracker}'s from" for m in known)])
     for model in known:
         crossings = []
         for other in known:
-            at = reading.crossing(place.touched_by(model.tracker), place.touched_by(other.tracker))
+            at = reading.crossing(of[model.tracker], of[other.tracker])
             crossings.append("" if at is None else f"{at * 100:.1f} % touched")
         table.add_row(
             model.tracker, _text(model.fixed_ms_per_gib), _text(model.scanner_us_per_page, 3),
@@ -133,11 +134,13 @@ def rows(place: PlaceResults) -> list[Row]:
             what = f"{place.title}: scanner's cost, idle / rwp, 1/16 touched"
             found.append(Row(f"{place.key}.idle_by_rwp", what, value=ratio, limit=SCANNER_RATIO_LIMIT, at_least=True))
     for name in EXACT:
-        points = [point for point in (place.kvm + place.heated or place.by_touched) if point.tracker == name]
-        worst = [value for point in points for value in (point.recall, point.precision) if value is not None]
-        if worst:
-            what = f"{place.title}: {name}, worst recall or precision, {points[0].guest} guest"
-            found.append(Row(f"{place.key}.exact.{name}", what, "%", min(worst) * 100, limit=100.0, at_least=True))
+        for guest, all_points in (("kvm", place.kvm + place.heated), ("plain", place.by_touched)):
+            points = [point for point in all_points if point.tracker == name]
+            worst = [value for point in points for value in (point.recall, point.precision) if value is not None]
+            if worst:
+                key, what = f"{place.key}.exact.{name}.{guest}", f"{name}, worst recall or precision, {guest} guest"
+                row = Row(key, f"{place.title}: {what}", "%", min(worst) * 100, limit=100.0, at_least=True)
+                found.append(row)
     return found
 
 
@@ -148,7 +151,8 @@ def show(console: Console, place: PlaceResults) -> None:
             console.print(f"{probe.tracker}: {probe.detail}", style="yellow", markup=False)
     if place.by_touched:
         console.print(costs(place.by_touched, f"{place.title}: working set grows"))
-        console.print(models(place))
+    for guest, points in place.guests().items():
+        console.print(models(points, f"{place.title}: what a scan of a {guest} costs"))
     if place.by_size:
         console.print(costs(place.by_size, f"{place.title}: VM grows"))
         console.print(growth(place))
@@ -183,8 +187,11 @@ def document(
         "skipped": list(skipped),
         "rows": [row.as_json() for place in places for row in rows(place)],
         "models": {
-            place.key: [model.as_json() for name in place.trackers()
-                        if (model := reading.cost_model(place.touched_by(name)))]
+            place.key: {
+                guest: [model.as_json() for each in reading.by_tracker(points).values()
+                        if (model := reading.cost_model(each))]
+                for guest, points in place.guests().items()
+            }
             for place in places
         },
         "places": {place.key: place.as_json() for place in places},

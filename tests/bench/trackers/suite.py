@@ -32,6 +32,7 @@ class Amounts:
     steady: tuple[tuple[int, int], ...] = ()  # seconds between scans, pairs of windows with a scan and without
     kvm_mib: int = 0
     kvm_rounds: int = 3
+    kvm_parts: tuple[int, ...] = (0, 256, 64, 16, 4, 1)
     limit_seconds: float = 240.0
 
 
@@ -57,6 +58,12 @@ class PlaceResults:
 
     def touched_by(self, tracker: str) -> list[Point]:
         return [point for point in self.by_touched if point.tracker == tracker]
+
+    def guests(self) -> dict[str, list[Point]]:
+        """Those in which the working set grows, by what they are."""
+        return {
+            name: points for name, points in (("plain process", self.by_touched), ("KVM guest", self.kvm)) if points
+        }
 
     def sizes_by(self, tracker: str) -> list[Point]:
         return [point for point in self.by_size if point.tracker == tracker]
@@ -143,7 +150,7 @@ class Bench:
             return
         self.say(f"{self.results.title}: a KVM guest of {mib} MiB")
         guest = ["--guest", "kvm", "--mib", str(mib), "--touched"]
-        touched = _touched(mib * PAGES_PER_MIB, (256, 16, 4, 1))
+        touched = _touched(mib * PAGES_PER_MIB, self.amounts.kvm_parts)
         self.results.kvm += self._points([*guest, touched], self.amounts.kvm_rounds)
         self.say(f"{self.results.title}: the same while its VMM is at work in {2 * HEAT_MIB} MiB of its own")
         touched = _touched(mib * PAGES_PER_MIB, (16,))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.machine import this_machine
-from tests.bench.trackers import plots, reading, report
+from tests.bench.trackers import markdown, plots, reading, report
 from tests.bench.trackers.places import Failed, Measured, OwnKernel, parse_lines
 from tests.bench.trackers.points import PAGES_PER_GIB, Point, Probe, Steady
 from tests.bench.trackers.suite import Amounts, Bench, PlaceResults
@@ -165,9 +165,12 @@ def test_what_is_held_to_a_limit() -> None:
     _, results = measured()
     rows = {row.key: row for row in report.rows(results)}
     assert rows["here.idle_by_rwp"].value == 1 and rows["here.idle_by_rwp"].met is False
-    assert rows["here.exact.rwp"].met is True and "here.exact.damon" not in rows
+    assert rows["here.exact.rwp.kvm"].met is True and "here.exact.damon.kvm" not in rows
     results.kvm[0] = replace(results.kvm[0], missed=(1, 0))
-    assert {row.key: row.met for row in report.rows(results)}["here.exact.rwp"] is False
+    met = {row.key: row.met for row in report.rows(results)}
+    assert met["here.exact.rwp.kvm"] is False and met["here.exact.rwp.plain"] is True, (
+        "each guest is held to it by itself"
+    )
 
 
 def test_report_and_plots_are_written(tmp_path: Path) -> None:
@@ -182,7 +185,22 @@ def test_report_and_plots_are_written(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["skipped"] == ["no idle kernel"]
     assert document["places"]["here"]["probes"]["damon"]["possible"] is False
-    assert len(document["models"]["here"]) == 3
+    assert {guest: len(models) for guest, models in document["models"]["here"].items()} == {
+        "plain process": 3,
+        "KVM guest": 3,
+    }
+
+
+def test_tables_for_the_document() -> None:
+    _, results = measured()
+    results.kvm[0] = replace(results.kvm[0], missed=(1, 0))
+    text = markdown.tables([results])
+    assert text.startswith("## a place: Linux 7.3\n\nA plain process of 64 MiB.\n")
+    rows = [line.split(" | ") for line in text.splitlines()]
+    exact = {(row[0], row[1]): row[4] for row in rows if len(row) == 6 and row[2].isdigit()}
+    assert exact["| `zap`", "KVM guest"] == "100", "what was measured before a failure counts"
+    assert exact["| `rwp`", "KVM guest"].startswith("99."), "one missed page is not rounded away"
+    assert exact["| `rwp`", "plain process"] == "100"
 
 
 def test_a_place_with_one_size_has_no_plot_by_size(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of a run as the Markdown tables of docs/trackers.md, so that none of them is copied by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tests.bench.trackers import reading
+from tests.bench.trackers.points import Point
+from tests.bench.trackers.suite import TRACKERS, PlaceResults
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:.2g}"
+
+
+def _percent(part: int, whole: int) -> str:
+    """100 is said of all of it only."""
+    return "-" if not whole else "100" if part == whole else f"{part * 100 / whole:.3f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def _fraction(point: Point) -> str:
+    if not point.touched:
+        return "nothing"
+    return "all" if point.touched == point.pages else f"1/{round(point.pages / point.touched)}"
+
+
+def costs(points: Sequence[Point]) -> str:
+    """A row a touched part: arm + harvest of each tracker, ms a GiB, and the guest's charge, µs a touched page."""
+    of = reading.by_tracker(points)
+    names = [name for name in TRACKERS if name in of]
+    rows = []
+    for touched in sorted({point.touched for point in points}):
+        here = {name: next((p for p in of[name] if p.touched == touched), None) for name in names}
+        row = [next(_fraction(point) for point in here.values() if point)]
+        row += [
+            f"{_number(p.arm_ms / p.gib)} + {_number(p.harvest_ms / p.gib)}" if (p := here[name]) else "-"
+            for name in names
+        ]
+        row += [_number(p.guest_us_per_page) if (p := here[name]) else "-" for name in names]
+        rows.append(row)
+    head = ["touched", *(f"`{name}` arm + harvest, ms/GiB" for name in names)]
+    return _table([*head, *(f"guest, µs a page: `{name}`" for name in names)], rows)
+
+
+def accuracy(place: PlaceResults) -> str:
+    """A row a tracker and kind of guest: all its rounds together."""
+    kinds = (("plain process", place.by_touched), ("KVM guest", place.kvm),
+             ("KVM guest, its VMM busy in memory of its own", place.heated))  # fmt: skip
+    rows = []
+    for kind, all_points in kinds:
+        for name, points in reading.by_tracker(all_points).items():
+            right, missed, wrong = (
+                sum(sum(getattr(point, what)) for point in points) for what in ("right", "missed", "wrong")
+            )
+            rounds = sum(len(point.right) for point in points)
+            row = [f"`{name}`", kind, str(rounds), f"{right + missed:,}"]
+            rows.append([*row, _percent(right, right + missed), _percent(right, right + wrong)])
+    return _table(["tracker", "guest", "rounds", "pages touched", "recall, %", "precision, %"], rows)
+
+
+def crossings(points: Sequence[Point]) -> str:
+    """From which part touched on the row's total is above the column's."""
+    of = reading.by_tracker(points)
+    rows = []
+    for name, mine in of.items():
+        found = [reading.crossing(mine, other) for other in of.values()]
+        rows.append([f"`{name}`", *("-" if at is None else f"{at * 100:.1f} %" for at in found)])
+    return _table(["total above that of", *(f"`{name}`" for name in of)], rows)
+
+
+def _other(place: PlaceResults) -> str:
+    sizes = [
+        [f"`{name}`", _number(reading.slope_ms_per_gib(place.sizes_by(name)))]
+        for name in place.trackers()
+        if place.sizes_by(name)
+    ]
+    text = _table(["tracker", "scanner, ms a further GiB"], sizes) + "\n" if sizes else ""
+    if place.mapped:
+        rows = [
+            [f"`{point.tracker}`", str(point.mappers), _number(point.scanner_ms / point.gib)] for point in place.mapped
+        ]
+        text += _table(["tracker", "other processes", "scanner, ms/GiB"], rows) + "\n"
+    if place.steady:
+        rows = [
+            [f"`{one.tracker}`", f"{one.window_seconds} s", f"{one.slow_down * 100:.1f}",
+             " to ".join(f"{each * 100:.1f}" for each in one.spread), str(len(one.alone))]
+            for one in place.steady
+        ]  # fmt: skip
+        text += _table(["tracker", "a scan each", "slow-down, %", "pairs, %", "pairs"], rows) + "\n"
+    return text
+
+
+def tables(places: Sequence[PlaceResults]) -> str:
+    text = ""
+    for place in places:
+        text += f"## {place.title}: Linux {place.release}\n\n"
+        for guest, points in place.guests().items():
+            text += f"A {guest} of {points[0].pages // 256} MiB.\n\n{costs(points)}\n{crossings(points)}\n"
+        text += accuracy(place) + "\n" + _other(place)
+    return text
