@@ -45,6 +45,7 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
         "test_tracker_exact": [r"took \d+ s"],
         "test_evict_held": [
             r"a huge page with one of its pages held: ",
+            r"a huge page that a dead pager was about to punch: ",
             r"a page is written.* while it is held still: cancelled",
         ],
     }
@@ -54,7 +55,11 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
             *(rf"{tracker:<5} given up for" for tracker in trackers if tracker not in seen_io),
         ],
         "test_evict_race": ["zap, freeze wp: ", "rwp, freeze rwp: "],
-        "test_touch_late": [rf"{tracker:<5} \d+ pages touched between" for tracker in seen_io],
+        "test_touch_late": [
+            rf"{tracker:<5} \d+ pages {what}"
+            for tracker in seen_io
+            for what in ("touched between", "brought back: candidates")
+        ],
         "test_fault_waiters": ["memory that has failed: answered"],
         "test_rwp_anonymous": [r"swapped out: \d{4,} pages"],
         "test_tracker_damon_host": ["damon_stat is on"],

@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.5
 # An interpreter in an emulated CPU, beside whatever else this machine does.
 _AGENT_LIMIT_SECONDS = 180.0
 _LIMIT_SECONDS = 900.0
-# A page that comes back costs 1 ms where nothing else runs on the machine, and some 15 ms beside the sanitizers' builds.
+# A page that comes back costs 1 ms on an idle machine, and some 15 ms beside the sanitizers' builds.
 _VM_LIMIT_SECONDS = 400.0
 _SERIAL = "/tmp/vm"
 _WORKLOAD = Workload(mib=32, hot_mib=1, interval_ms=1000)
