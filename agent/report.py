@@ -29,6 +29,7 @@ _HOLDING_BACK: Final[Mapping[Why, common_pb2.Reason.ValueType]] = MappingProxyTy
         Why.CORRUPT: Reason.REASON_CORRUPT,
         Why.DRAIN: Reason.REASON_DRAINING,
         Why.UNSAFE: Reason.REASON_UNSAFE,
+        Why.FAILED: Reason.REASON_FAILED,
     }
 )
 _BUDGET_REASONS: Final = frozenset(

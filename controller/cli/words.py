@@ -75,11 +75,12 @@ REASON_SENTENCES: Final[dict[str, str]] = {
     "invalid": "the budget makes no sense",
     "expired": "the lease had run out on arrival",
     "pager": "the pager did not take it",
+    "failed": "evicting failed and is tried again",
 }
 
 _GOOD: Final = {"granted", "connected", "active", "enforce"}
 _CALM: Final = {"floor", "cap", "excluded", "mode", "warmup", "nothing_cold", "plan", "observe", "off", "detached"}
-_BAD: Final = {"corrupt", "gone", "unsafe", "epoch", "invalid", "expired", "unknown_vm", "pager"}
+_BAD: Final = {"corrupt", "gone", "unsafe", "epoch", "invalid", "expired", "unknown_vm", "pager", "failed"}
 
 
 def style_of(word: str) -> str:

@@ -51,6 +51,7 @@ struct fl_mover {
     double tokens;      /* bytes */
     uint64_t tier_full_until_ns;
     enum fl_why why;
+    int evict_error;             /* of the last try; 0: it went well */
     struct prefetch prefetching; /* what is left of the range in hand */
     uint32_t prefetch_tries;
     uint64_t release_held_ns; /* since when; 0: it is not */
@@ -116,6 +117,21 @@ static enum fl_why may_evict(struct fl_mover *mover, uint64_t now, uint64_t *all
     return FL_WHY_EVICTING;
 }
 
+/*
+ * Tried again, and said once a cause. An address space that is changing (EAGAIN) is no failure, and a VMM that has ended is none
+ * of ours.
+ */
+static void note_evict_error(struct fl_mover *mover, int error) {
+    if (error == -EAGAIN || error == -ESRCH)
+        return;
+    if (error)
+        mover->why = FL_WHY_FAILED;
+    if (error && error != mover->evict_error)
+        fl_log_text(FL_LOG_WARNING, "evict_failed", "evicting from process %d: %s; it is tried again", mover->vm->pid,
+                    strerror(-error));
+    mover->evict_error = error;
+}
+
 /* One step of eviction. Returns how long to sleep before the next. */
 static uint64_t evict(struct fl_mover *mover, uint64_t now) {
     struct fl_vm *vm = mover->vm;
@@ -141,6 +157,7 @@ static uint64_t evict(struct fl_mover *mover, uint64_t now) {
         mover->tier_full_until_ns = now + FL_NS_PER_SECOND;
         return IDLE_NS;
     }
+    note_evict_error(mover, more < 0 ? more : 0);
     if (more < 0)
         return RETRY_NS;
     if (more == 0)

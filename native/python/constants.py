@@ -102,6 +102,7 @@ class Why(IntEnum):
     CORRUPT = lib.FL_WHY_CORRUPT
     DRAIN = lib.FL_WHY_DRAIN
     UNSAFE = lib.FL_WHY_UNSAFE
+    FAILED = lib.FL_WHY_FAILED
 
     @property
     def word(self) -> str:

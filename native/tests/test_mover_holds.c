@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When the mover lets nothing go although the budget would: ages that do not know what an arming without a harvest has
- * hidden. Its tracker only counts and fails; all else is a served process.
+ * hidden; and while it fails, which is shown. Its tracker only counts and fails; all else is a served process.
  */
 #include <errno.h>
 #include <signal.h>
@@ -16,11 +16,12 @@
 #include "swap/fault.h"
 #include "victim.h"
 
-#define PAGES 512u
+#define PAGES (2 * FL_WINDOW_PAGES) /* the first is passed over until the next scan when it fails */
 #define SECONDS 20u
 
 static struct {
     _Atomic(int) harvest_error, arm_error;
+    _Atomic(bool) failed;
     _Atomic(uint32_t) arms;
 } fake;
 
@@ -43,11 +44,16 @@ static void destroy(struct fl_tracker *tracker) {
     (void)tracker;
 }
 
-/* Nothing was accessed. */
+/* Nothing was accessed. Fails once, and then waits for the test, which has to see that. */
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
     (void)tracker, (void)region, (void)first;
     memset(accessed, 0, (count + 63) / 64 * sizeof(*accessed));
-    return atomic_load(&fake.harvest_error);
+    int error = atomic_load(&fake.harvest_error);
+    while (error && atomic_exchange(&fake.failed, true)) {
+        sleep_ms(1);
+        error = atomic_load(&fake.harvest_error);
+    }
+    return error;
 }
 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
@@ -116,6 +122,15 @@ static void nothing_goes_after_an_arming_without_harvest(void) {
     EXPECT(64, FL_WHY_BUDGET, "after the next harvest");
 }
 
+/* What is shown must not say that it goes on. */
+static void a_failure_is_shown(void) {
+    atomic_store(&fake.harvest_error, -EIO);
+    allow(128);
+    EXPECT(64, FL_WHY_FAILED, "while the tracker fails");
+    atomic_store(&fake.harvest_error, 0);
+    EXPECT(128, FL_WHY_BUDGET, "when it works again");
+}
+
 int main(int argc, char **argv) {
     struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 3600000, .stall_target_permille = 1000};
     struct fl_refused why = {0};
@@ -133,6 +148,7 @@ int main(int argc, char **argv) {
     for (unsigned i = 0; i < SECONDS * 1000 && !atomic_load(&fake.arms); i++)
         sleep_ms(1);
     nothing_goes_after_an_arming_without_harvest();
+    a_failure_is_shown();
     fl_mover_release(mover);
     fl_mover_join(mover);
     kill(victim.pid, SIGKILL);
