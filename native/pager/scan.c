@@ -141,8 +141,11 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     struct fl_vm *vm = scanner->vm;
     uint64_t stop_max_ns = 0;
     int error = look_for_hidden_io(scanner, true);
-    if (!error && scanner->armed)
+    if (!error && scanner->armed) {
         error = fl_age_scan(vm, scanner->ops, scanner->tracker, counts);
+        if (error && scanner->ops->forget)
+            scanner->ops->forget(scanner->tracker);
+    }
     bool harvested = scanner->armed && !error;
     if (!error) {
         uint64_t start_ns = fl_now();

@@ -28,6 +28,7 @@ static struct {
     enum place fails_in;
     int error;
     uint32_t harvests, arms, made, destroyed;
+    bool collected; /* it holds what a scan is to be told */
     struct fl_vm *vm;
     void *mapping, *nothing; /* where nothing is mapped */
 } fake;
@@ -52,7 +53,13 @@ static void destroy(struct fl_tracker *tracker) {
 
 static int collect(struct fl_tracker *tracker) {
     (void)tracker;
+    fake.collected = true;
     return fake.fails_in == IN_COLLECT ? fake.error : 0;
+}
+
+static void forget(struct fl_tracker *tracker) {
+    (void)tracker;
+    fake.collected = false;
 }
 
 /* Every other page was accessed. */
@@ -81,6 +88,7 @@ static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
      .destroy = destroy, \
      .collect = collect, \
      .harvest = harvest, \
+     .forget = forget,   \
      .arm = arm}
 static const struct fl_tracker_ops first_choice = FAKE(FL_TRACKER_RWP), second_choice = FAKE(FL_TRACKER_ZAP);
 
@@ -119,6 +127,7 @@ static void fails(struct fl_scanner *scanner, enum place place, int error, const
         CHECK(moved && older == PAGES / 2 && young == PAGES / 2, "%s: %u older, %u young", where, older, young);
     } else {
         CHECK(!moved && same == PAGES, "%s: %u pages have moved", where, PAGES - same);
+        CHECK(!fake.collected, "%s: what was collected for the void scan is kept", where);
         CHECK(memcmp(&counts, &before, sizeof(counts)) == 0, "%s: the counts of the scan before are gone", where);
     }
     /* Nobody knows what was touched meanwhile: armed first, harvested the time after. */

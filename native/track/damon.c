@@ -398,5 +398,6 @@ const struct fl_tracker_ops fl_tracker_damon = {
     .destroy = destroy,
     .collect = collect,
     .harvest = harvest,
+    .forget = forget,
     .arm = arm,
 };

@@ -83,7 +83,7 @@ static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *
 
 /* ---- a scan's harvest --------------------------------------------------------------------------------------- */
 
-static void forget_seen(struct fl_tracker *tracker) {
+static void forget(struct fl_tracker *tracker) {
     for (uint32_t i = 0; i < FL_MAX_REGIONS; i++) {
         free(tracker->seen[i]);
         tracker->seen[i] = NULL;
@@ -95,7 +95,7 @@ static void destroy(struct fl_tracker *tracker) {
     if (!tracker)
         return;
     /* Marks stay where they are: they make nobody wait, and each goes with the next touch of its page. */
-    forget_seen(tracker);
+    forget(tracker);
     fl_page_idle_close(&tracker->idle);
     fl_lru_close(&tracker->lru);
     free(tracker);
@@ -166,11 +166,11 @@ static int look(struct fl_tracker *tracker, uint32_t region, uint64_t skipped) {
 
 /* Pages that were migrated wait in a batch like new ones: they have their marks, but are not looked at there. */
 static int collect(struct fl_tracker *tracker) {
-    forget_seen(tracker);
+    forget(tracker);
     fl_lru_drain(&tracker->lru);
     int error = for_all(tracker, look);
     if (error)
-        forget_seen(tracker);
+        forget(tracker);
     return error;
 }
 
@@ -232,7 +232,7 @@ static void flush_tlbs(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     *stop_max_ns = 0;
-    forget_seen(tracker);
+    forget(tracker);
     fl_lru_drain(&tracker->lru);
     tracker->mapped_any = false;
     int error = for_all(tracker, mark);
@@ -250,5 +250,6 @@ const struct fl_tracker_ops fl_tracker_idle = {
     .destroy = destroy,
     .collect = collect,
     .harvest = harvest,
+    .forget = forget,
     .arm = arm,
 };

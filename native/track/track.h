@@ -55,6 +55,8 @@ struct fl_tracker_ops {
      * arming: bit i of `accessed` is page first + i. Does not change what it looks at. Errors as collect().
      */
     int (*harvest)(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
+    /* NULL, or called when a scan is void after collect() has been asked: what it got belongs to no scan any more. */
+    void (*forget)(struct fl_tracker *tracker);
     /*
      * Make all accesses from now on visible, chunk by chunk so that no vCPU waits longer than 1 ms.
      * *stop_max_ns gets the longest single stop. On error nothing was seen from then on: the next scan arms again and
