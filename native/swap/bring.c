@@ -72,7 +72,7 @@ static void gather(struct fl_bringer *bringer, struct run *run, uint64_t end, ui
         const void *content;
         uint32_t stored_bytes;
         if (!valid || fl_fetch(vm, page, mine, place, &content, &stored_bytes)) {
-            fl_poison(vm, run->region, page, mine);
+            fl_poison(vm, run->region, page, entry);
             return;
         }
         if (content != place)

@@ -47,6 +47,13 @@ bool fl_entry_valid(fl_entry entry) {
     return false;
 }
 
+bool fl_entry_before_flip(fl_entry entry, fl_entry *before) {
+    *before = entry;
+    for (unsigned bit = 0; bit < 64 && !fl_entry_valid(*before); bit++)
+        *before = entry ^ UINT64_C(1) << bit;
+    return fl_entry_valid(*before);
+}
+
 static uint16_t pattern_check(uint64_t page, uint32_t pattern) {
     return (uint16_t)XXH3_64bits_withSeed(&pattern, sizeof(pattern), page);
 }

@@ -76,6 +76,12 @@ static inline fl_entry fl_entry_with_state(fl_entry entry, enum fl_page_state st
 /* The check fits and state and tier are ones that exist together. */
 bool fl_entry_valid(fl_entry entry);
 
+/*
+ * What an entry was before one of its bits flipped; an entry that is valid is itself. Two valid ones differ in four bits or
+ * more, so there is no other. Good enough to count by, never to load by. false: more than one bit has flipped.
+ */
+bool fl_entry_before_flip(fl_entry entry, fl_entry *before);
+
 /* Payload of a same-filled page: the 32-bit pattern and 16 bits of check for it and its page. */
 uint64_t fl_same_payload(uint64_t page, uint32_t pattern);
 /* The pattern; false when the payload does not belong to this page. */

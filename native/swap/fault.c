@@ -202,12 +202,31 @@ static bool repoison(struct fl_vm *vm, uint32_t region, uint64_t page) {
     return error != -EAGAIN && error != -ENOMEM;
 }
 
-/* Flipped bits in the table: whatever the entry says, it is not to be believed, least of all that nothing is stored. */
-static bool refuse_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
-    fl_entry shown = fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0);
-    if (fl_swap_entry(vm, page, &entry, shown))
-        fl_poison(vm, region, page, shown);
-    return false; /* until the waiter has its error: the kernel may refuse a poison as it may refuse a copy */
+/* Somebody is at work on the page, and needs microseconds. */
+static bool is_owned(fl_entry entry) {
+    enum fl_page_state state = fl_entry_state(entry);
+    return state == FL_PAGE_PUNCHING || state == FL_PAGE_LOADING || state == FL_PAGE_BUSY;
+}
+
+/*
+ * Flipped bits in the table: whatever the entry says, it is not to be believed, least of all that nothing is stored. A page that
+ * is in memory needs no entry; the content of a hole is lost. Then the fault is looked at again: as any other, or until
+ * the waiter has its error (the kernel may refuse a poison as it may refuse a copy).
+ */
+static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+    uint64_t cached;
+    fl_entry before;
+    if (fl_entry_before_flip(entry, &before) && is_owned(before))
+        return;                                          /* its owner goes on with what it knows, and puts it right */
+    (void)fl_pages_cached(vm, region, page, 1, &cached); /* what cannot be told is taken for lost */
+    if (!fl_swap_entry(vm, page, &entry, cached ? 0 : fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0)))
+        return;
+    if (!cached) {
+        fl_poison(vm, region, page, entry);
+        return;
+    }
+    log_failure("entry_damaged", page, "the page is in memory and stays", -EBADMSG);
+    fl_count_out(vm, entry);
 }
 
 /* Answer one fault. false: not now, keep it. */
@@ -222,8 +241,10 @@ static bool answer(struct worker *worker, const struct fault *fault) {
         return true;
     }
     fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
-    if (!fl_entry_valid(entry))
-        return refuse_damaged(vm, region, page, entry);
+    if (!fl_entry_valid(entry)) {
+        settle_damaged(vm, region, page, entry);
+        return false;
+    }
     switch (fl_entry_state(entry)) {
     case FL_PAGE_EVICTED:
         if (!load(worker, fault, region, page, entry))

@@ -77,6 +77,15 @@ int fl_poison_hole(struct fl_vm *vm, uint32_t region, uint64_t page) {
     return error;
 }
 
+/* Beyond repair it stays counted: with something away too many nothing is let go too early. */
+void fl_count_out(struct fl_vm *vm, fl_entry entry) {
+    fl_entry before;
+    if (!fl_entry_before_flip(entry, &before))
+        return;
+    if (fl_entry_state(before) == FL_PAGE_EVICTED || fl_entry_state(before) == FL_PAGE_LOADING)
+        fl_count_away(vm, fl_entry_tier(before), -1);
+}
+
 void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
     uint64_t now = fl_now();
     atomic_store(&vm->vault.header->corrupt, 1);
@@ -84,7 +93,7 @@ void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry)
     int error = fl_poison_hole(vm, region, page);
     FL_COUNT(vm, checksum_errors, 1);
     FL_COUNT(vm, poisoned_pages, error != -ENOSYS); /* refused for now: the next fault repeats it */
-    fl_count_away(vm, fl_entry_tier(entry) > FL_TIER_RAM ? FL_TIER_RAM : fl_entry_tier(entry), -1);
+    fl_count_out(vm, entry);
     fl_record(vm, FL_RECORD_ERROR, fl_entry_tier(entry), now, 1, FL_WHY_CORRUPT, page);
     if (FL_READ(vm, checksum_errors) > LOGGED_MAX)
         return;

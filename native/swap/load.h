@@ -22,8 +22,14 @@ int fl_fetch(struct fl_vm *vm, uint64_t page, fl_entry entry, void *buffer, cons
 int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, void *buffer, uint32_t *stored_bytes,
             uint64_t *woken_ns);
 
-/* Never pass on a damaged copy: poison the hole, name the VM, stop evicting from it. */
+/*
+ * Never pass on a damaged copy: poison the hole, name the VM, stop evicting from it. The page is LOADING and ours, `entry` is
+ * what the table said of it, which may be damaged itself.
+ */
 void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry);
+
+/* Count a page out that was away by its entry, if it was: a damaged one may say what never was. */
+void fl_count_out(struct fl_vm *vm, fl_entry entry);
 
 /*
  * Make touches of a hole fail from now on, and wake who waits. A write protection that was left on the hole is lifted for it: the

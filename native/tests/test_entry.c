@@ -19,10 +19,15 @@ static int round_trip(enum fl_page_state state, enum fl_tier tier, uint64_t payl
     CHECK(fl_entry_tier(entry) == tier);
     CHECK(fl_entry_payload(entry) == payload);
     CHECK(fl_entry_valid(entry));
+    fl_entry before;
+    CHECK(fl_entry_before_flip(entry, &before) && before == entry);
     for (unsigned a = 0; a < 64; a++) {
         CHECK(!fl_entry_valid(entry ^ UINT64_C(1) << a));
-        for (unsigned b = 0; b < a; b++)
+        CHECK(fl_entry_before_flip(entry ^ UINT64_C(1) << a, &before) && before == entry);
+        for (unsigned b = 0; b < a; b++) { /* neither valid nor one bit away from another that is */
             CHECK(!fl_entry_valid(entry ^ UINT64_C(1) << a ^ UINT64_C(1) << b));
+            CHECK(!fl_entry_before_flip(entry ^ UINT64_C(1) << a ^ UINT64_C(1) << b, &before));
+        }
     }
     return 0;
 }
