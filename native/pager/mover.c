@@ -15,6 +15,7 @@
 #include "pager/gauges.h"
 #include "pager/scan.h"
 #include "pager/watch.h"
+#include "swap/fault.h"
 
 #define IDLE_NS (500 * FL_NS_PER_MS)       /* longest sleep without a reason */
 #define RETRY_NS (5 * FL_NS_PER_MS)        /* after the VMM's address space was changing */
@@ -148,6 +149,8 @@ static uint64_t evict(struct fl_mover *mover, uint64_t now) {
         return IDLE_NS;
     }
     min_age = min_age < 1 ? 1 : min_age;
+    /* Who is forgetting what the VMM has freed may come to a page that has been filled anew: its new copy is not meant. */
+    fl_fault_quiesce(mover->scanner.faults);
     int more = fl_choose_evict(&mover->chooser, allowance, (uint8_t)min_age, &done);
     mover->tokens -= (double)(done.pages * FL_PAGE_SIZE);
     if (done.pages)

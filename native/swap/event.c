@@ -25,24 +25,35 @@ static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
     return true;
 }
 
-/* The VMM freed guest memory (balloon, free page reporting): a stored copy of it must not come back. */
-static void forget_range(struct fl_vm *vm, uint64_t start, uint64_t end) {
-    uint64_t forgotten = 0;
-    for (uint64_t address = start; address < end; address += FL_PAGE_SIZE) {
-        uint64_t page;
-        uint32_t region;
-        if (!fl_page_of_address(vm, address, &page, &region))
+static bool forget_page(struct fl_vm *vm, uint64_t page, fl_entry entry) {
+    if (fl_entry_state(entry) != FL_PAGE_EVICTED || !fl_entry_valid(entry))
+        return false; /* resident ones are in the file's hands; moving ones: their owner finds out */
+    if (!fl_swap_entry(vm, page, &entry, 0))
+        return false;
+    fl_discard(vm, entry);
+    fl_count_away(vm, fl_entry_tier(entry), -1);
+    return true;
+}
+
+void fl_forget(struct fl_vm *vm, struct fl_range *left) {
+    uint64_t start = left->start, end = left->end, forgotten = 0;
+    if (end - start > FL_FORGET_PAGES * FL_PAGE_SIZE)
+        end = start + FL_FORGET_PAGES * FL_PAGE_SIZE;
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        struct fl_vault_region *region = fl_region(vm, i);
+        uint64_t base = atomic_load(&region->vmm_addr), stop = base + region->length;
+        if (atomic_load(&region->gone) || end <= base || start >= stop)
             continue;
-        fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
-        if (fl_entry_state(entry) != FL_PAGE_EVICTED || !fl_entry_valid(entry))
-            continue; /* resident ones are in the file's hands; moving ones: their owner finds out */
-        if (!fl_swap_entry(vm, page, &entry, 0))
-            continue;
-        fl_discard(vm, entry);
-        fl_count_away(vm, fl_entry_tier(entry), -1);
-        forgotten++;
+        uint64_t page = region->first_page + ((start > base ? start : base) - base) / FL_PAGE_SIZE;
+        uint64_t last = region->first_page + ((end < stop ? end : stop) - base) / FL_PAGE_SIZE;
+        for (; page < last; page++) {
+            fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
+            if (entry) /* most of what is freed at once is not away */
+                forgotten += forget_page(vm, page, entry);
+        }
     }
     FL_COUNT(vm, removed_pages, forgotten);
+    left->start = end;
 }
 
 void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
@@ -57,8 +68,11 @@ void fl_event_clear_zap(struct fl_vm *vm) {
     uint32_t count = atomic_load(&vm->removals.count);
     bool zap_seen = atomic_load(&vm->removals.zap_seen);
     atomic_store(&vm->vault.header->zap_end, 0);
-    for (uint32_t i = 0; zap_seen && i < count && i < FL_REMOVALS_MAX; i++)
-        forget_range(vm, vm->removals.put_off[i].start, vm->removals.put_off[i].end);
+    for (uint32_t i = 0; zap_seen && i < count && i < FL_REMOVALS_MAX; i++) {
+        struct fl_range left = vm->removals.put_off[i];
+        while (left.start < left.end)
+            fl_forget(vm, &left);
+    }
 }
 
 static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t end) {
@@ -120,11 +134,12 @@ static void forked(struct fl_vm *vm, int child_uffd) {
         vm->pid, FL_FORKS_MAX);
 }
 
-void fl_event(struct fl_vm *vm, const struct uffd_msg *message) {
+struct fl_range fl_event(struct fl_vm *vm, const struct uffd_msg *message) {
+    struct fl_range removed = {0, 0};
     switch (message->event) {
     case UFFD_EVENT_REMOVE:
         if (!is_our_zap(vm, message->arg.remove.start, message->arg.remove.end))
-            forget_range(vm, message->arg.remove.start, message->arg.remove.end);
+            removed = (struct fl_range){message->arg.remove.start, message->arg.remove.end};
         break;
     case UFFD_EVENT_REMAP:
         remapped(vm, message->arg.remap.from, message->arg.remap.to, message->arg.remap.len);
@@ -138,4 +153,5 @@ void fl_event(struct fl_vm *vm, const struct uffd_msg *message) {
     default:
         fl_log(FL_LOG_WARNING, "unknown_uffd_event", "\"event\":%u", message->event);
     }
+    return removed;
 }

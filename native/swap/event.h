@@ -7,8 +7,16 @@
 
 struct uffd_msg;
 
-/* Act on an event other than a page fault. Never blocks; what takes time is left to the mover. */
-void fl_event(struct fl_vm *vm, const struct uffd_msg *message);
+#define FL_FORGET_PAGES UINT64_C(4096) /* in one step: 16 MiB */
+
+/*
+ * Act on an event other than a page fault. Never blocks; what takes time is left to the mover, or to the caller: it gets what
+ * the VMM has freed (balloon, free page reporting; mostly nothing: start == end) and has fl_forget() forget it, because a
+ * stored copy of that must not come back.
+ */
+struct fl_range fl_event(struct fl_vm *vm, const struct uffd_msg *message);
+/* Forget the stored copies of the first FL_FORGET_PAGES of *left, which is made so much shorter. */
+void fl_forget(struct fl_vm *vm, struct fl_range *left);
 
 /*
  * Our own zap drops page tables, not memory, but the kernel tells of it as it tells of memory that is gone. So a zap

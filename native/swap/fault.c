@@ -25,7 +25,8 @@
 #define MANY_PENDING 64u
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
-#define LOGGED_MAX 16u /* failures that are named in the log */
+#define LOGGED_MAX 16u               /* failures that are named in the log */
+#define FORGET_ALONE_NS FL_NS_PER_MS /* then the helpers are called, and again */
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
 
@@ -42,6 +43,8 @@ struct worker {
     pthread_t thread;
     int epoll;
     _Atomic(uint64_t) batches; /* odd while messages are being read and their events acted on */
+    /* What the VMM has freed and this thread forgets just now; nothing: the end is 0. */
+    _Atomic(uint64_t) forgetting_start, forgetting_end;
     uint32_t served;
     bool overflowed; /* faults were dropped: their waiters must be woken to fault anew */
     uint32_t pending_count;
@@ -61,7 +64,7 @@ struct fl_fault_server {
     int help_event;
     _Atomic(bool) stopping;
     _Atomic(uint64_t) late;
-    uint32_t count;
+    _Atomic(uint32_t) count;
     struct worker *workers;
 };
 
@@ -229,6 +232,16 @@ static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_
     fl_count_out(vm, entry);
 }
 
+static bool is_being_forgotten(const struct fl_fault_server *server, uint64_t address) {
+    for (uint32_t i = 0; i < server->count; i++) {
+        const struct worker *worker = &server->workers[i];
+        if (address < atomic_load_explicit(&worker->forgetting_end, memory_order_acquire) &&
+            address >= atomic_load_explicit(&worker->forgetting_start, memory_order_relaxed))
+            return true;
+    }
+    return false;
+}
+
 /* Answer one fault. false: not now, keep it. */
 static bool answer(struct worker *worker, const struct fault *fault) {
     struct fl_vm *vm = worker->server->vm;
@@ -247,6 +260,11 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     }
     switch (fl_entry_state(entry)) {
     case FL_PAGE_EVICTED:
+        if (is_being_forgotten(worker->server, fault->address)) {
+            uint64_t address = fl_address_of_page(vm, region, page);
+            fl_forget(vm, &(struct fl_range){address, address + FL_PAGE_SIZE});
+            return false; /* and now it is a hole like any other */
+        }
         if (!load(worker, fault, region, page, entry))
             return false;
         if (fault->kind != FAULT_MISSING)
@@ -287,6 +305,27 @@ static enum fault_kind kind_of(uint64_t flags) {
     return flags & UFFD_PAGEFAULT_FLAG_MINOR ? FAULT_MINOR : FAULT_MISSING;
 }
 
+static void call_helpers(struct fl_fault_server *server) {
+    uint64_t one = 1;
+    if (server->count > 1 && write(server->help_event, &one, sizeof(one)) < 0)
+        fl_log(FL_LOG_DEBUG, "helpers_not_called", "\"errno\":%d", errno);
+}
+
+/* Of what may be all of the VMM's memory: others answer faults meanwhile, if there are any. */
+static void forget(struct worker *worker, struct fl_range left) {
+    uint64_t called_ns = fl_now();
+    atomic_store_explicit(&worker->forgetting_start, left.start, memory_order_relaxed);
+    atomic_store_explicit(&worker->forgetting_end, left.end, memory_order_release);
+    while (left.start < left.end) {
+        fl_forget(worker->server->vm, &left);
+        if (left.start < left.end && fl_now() - called_ns > FORGET_ALONE_NS) {
+            call_helpers(worker->server);
+            called_ns = fl_now();
+        }
+    }
+    atomic_store_explicit(&worker->forgetting_end, 0, memory_order_release);
+}
+
 /*
  * Read what is there, act on events at once (COPY answers EAGAIN until they are read), queue faults. The kernel hands
  * out faults before events, so reading must go on however many faults wait already: they wait for the event behind them.
@@ -310,7 +349,9 @@ static int read_messages(struct worker *worker) {
     for (uint32_t i = 0; i < count; i++) {
         const struct uffd_msg *message = &worker->messages[i];
         if (message->event != UFFD_EVENT_PAGEFAULT) {
-            fl_event(vm, message);
+            struct fl_range removed = fl_event(vm, message);
+            if (removed.start < removed.end)
+                forget(worker, removed);
             continue;
         }
         if (worker->pending_count == PENDING) {
@@ -335,12 +376,6 @@ static int take_messages(struct worker *worker) {
 
 static bool leads(const struct worker *worker) {
     return worker == worker->server->workers;
-}
-
-static void call_helpers(struct fl_fault_server *server) {
-    uint64_t one = 1;
-    if (server->count > 1 && write(server->help_event, &one, sizeof(one)) < 0)
-        fl_log(FL_LOG_DEBUG, "helpers_not_called", "\"errno\":%d", errno);
 }
 
 static void wait_for_work(struct worker *worker) {

@@ -12,7 +12,7 @@ struct fl_fault_server;
 int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **out);
 /*
  * Wait until no thread is still acting on events that it had read before this call. Bounded by what an event takes:
- * microseconds.
+ * microseconds, and longer only while much is forgotten that was away and has been freed at once.
  */
 void fl_fault_quiesce(struct fl_fault_server *server);
 /* How many messages told of a touch of a page in memory, and the page had been punched when they were answered. */

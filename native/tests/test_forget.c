@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the VMM frees is forgotten: exactly that, in steps between which faults can be answered, whatever lies between its
+ * regions.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/kernel.h"
+#include "base/log.h"
+#include "swap/event.h"
+#include "victim.h"
+
+#define PAGES (UINT64_C(1) << 20) /* of each region: 4 GiB */
+#define LOW UINT64_C(0x100000000)
+#define GAP (FL_FORGET_PAGES * FL_PAGE_SIZE / 2)
+#define HIGH (LOW + PAGES * FL_PAGE_SIZE + GAP)
+
+static struct fl_vm vm;
+
+static void *memory(size_t bytes) {
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(at != MAP_FAILED, "%zu bytes", bytes);
+    return at;
+}
+
+static void make_vm(void) {
+    vm.vault.header = memory(sizeof(*vm.vault.header));
+    vm.vault.stats = memory(sizeof(*vm.vault.stats));
+    vm.vault.table = memory(2 * PAGES * sizeof(*vm.vault.table));
+    vm.vault.max_pages = 2 * PAGES;
+    struct fl_vault_region *regions = vm.vault.header->regions;
+    for (uint64_t i = 0; i < 2; i++) {
+        regions[i].length = PAGES * FL_PAGE_SIZE;
+        regions[i].first_page = i * PAGES;
+        atomic_store(&regions[i].vmm_addr, i ? HIGH : LOW);
+    }
+    atomic_store(&vm.vault.header->region_count, 2);
+}
+
+static void set_away(uint64_t page) {
+    atomic_store(fl_slot(&vm, page), fl_entry_make(FL_PAGE_EVICTED, FL_TIER_ZERO, 0));
+    fl_count_away(&vm, FL_TIER_ZERO, 1);
+}
+
+static uint64_t count_away(uint64_t first, uint64_t end) {
+    uint64_t away = 0;
+    for (uint64_t page = first; page < end; page++)
+        away += atomic_load(fl_slot(&vm, page)) != 0;
+    return away;
+}
+
+static struct fl_range tell(uint64_t start, uint64_t end) {
+    struct uffd_msg message = {.event = UFFD_EVENT_REMOVE};
+    message.arg.remove.start = start;
+    message.arg.remove.end = end;
+    return fl_event(&vm, &message);
+}
+
+/* From the middle of the lower region to the middle of the upper one; all are away. */
+static void exactly_and_in_steps(void) {
+    uint64_t from = PAGES / 2 + 7, to = PAGES + PAGES / 2 - 7, before = FL_READ(&vm, removed_pages), steps = 0;
+    for (uint64_t page = 0; page < 2 * PAGES; page++)
+        set_away(page);
+    struct fl_range left = tell(LOW + from * FL_PAGE_SIZE, HIGH + (to - PAGES) * FL_PAGE_SIZE);
+    uint64_t pages = (left.end - left.start) / FL_PAGE_SIZE;
+    CHECK(pages == to - from + GAP / FL_PAGE_SIZE, "%llu pages to forget", (unsigned long long)pages);
+    for (; left.start < left.end; steps++) {
+        uint64_t start = left.start, away = FL_READ(&vm, evicted_pages);
+        fl_forget(&vm, &left);
+        CHECK(left.start > start && left.start - start <= FL_FORGET_PAGES * FL_PAGE_SIZE, "a step of %llu bytes",
+              (unsigned long long)(left.start - start));
+        CHECK(away - FL_READ(&vm, evicted_pages) <= FL_FORGET_PAGES, "a step of %llu pages",
+              (unsigned long long)(away - FL_READ(&vm, evicted_pages)));
+    }
+    CHECK(steps == (pages + FL_FORGET_PAGES - 1) / FL_FORGET_PAGES, "%llu steps", (unsigned long long)steps);
+    CHECK(count_away(0, from) == from && count_away(from, to) == 0 && count_away(to, 2 * PAGES) == 2 * PAGES - to,
+          "other pages than those");
+    CHECK(FL_READ(&vm, removed_pages) - before == to - from && FL_READ(&vm, evicted_pages) == 2 * PAGES - (to - from),
+          "%llu forgotten, %llu away", (unsigned long long)(FL_READ(&vm, removed_pages) - before),
+          (unsigned long long)FL_READ(&vm, evicted_pages));
+}
+
+int main(void) {
+    fl_log_setup(FL_LOG_WARNING, 0);
+    make_vm();
+    exactly_and_in_steps();
+    return 0;
+}
