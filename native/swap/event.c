@@ -64,15 +64,26 @@ void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
     atomic_store(&header->zap_end, end); /* last: a mark without an end marks nothing */
 }
 
-void fl_event_clear_zap(struct fl_vm *vm) {
+static void forget_put_off(struct fl_vm *vm) {
     uint32_t count = atomic_load(&vm->removals.count);
-    bool zap_seen = atomic_load(&vm->removals.zap_seen);
-    atomic_store(&vm->vault.header->zap_end, 0);
-    for (uint32_t i = 0; zap_seen && i < count && i < FL_REMOVALS_MAX; i++) {
+    for (uint32_t i = 0; i < count && i < FL_REMOVALS_MAX; i++) {
         struct fl_range left = vm->removals.put_off[i];
         while (left.start < left.end)
             fl_forget(vm, &left);
     }
+    if (count > FL_REMOVALS_MAX)
+        fl_log(FL_LOG_WARNING, "removals_not_noted",
+               "\"count\":%u,\"detail\":\"the VMM freed memory so often during one zap; what of that was away still "
+               "counts "
+               "as away, and what the guest finds there is its own old bytes\"",
+               count - FL_REMOVALS_MAX);
+}
+
+void fl_event_clear_zap(struct fl_vm *vm) {
+    bool zap_seen = atomic_load(&vm->removals.zap_seen);
+    atomic_store(&vm->vault.header->zap_end, 0);
+    if (zap_seen) /* else those were our own, in pieces */
+        forget_put_off(vm);
 }
 
 static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t end) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the VMM frees is forgotten: exactly that, in steps between which faults can be answered, whatever lies between its
- * regions.
+ * regions. And while our own zap lasts: what does not fit into the list of removals that wait for its end is said.
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -15,6 +15,7 @@
 #define LOW UINT64_C(0x100000000)
 #define GAP (FL_FORGET_PAGES * FL_PAGE_SIZE / 2)
 #define HIGH (LOW + PAGES * FL_PAGE_SIZE + GAP)
+#define TOO_MANY 6u
 
 static struct fl_vm vm;
 
@@ -81,9 +82,45 @@ static void exactly_and_in_steps(void) {
           (unsigned long long)FL_READ(&vm, evicted_pages));
 }
 
+/* What is logged meanwhile. */
+static void log_to(int fd, char *text, size_t bytes, void (*act)(void)) {
+    int own = dup(STDERR_FILENO);
+    CHECK(own >= 0 && dup2(fd, STDERR_FILENO) >= 0, "dup");
+    act();
+    CHECK(dup2(own, STDERR_FILENO) >= 0, "dup");
+    close(own);
+    ssize_t length = pread(fd, text, bytes - 1, 0);
+    text[length > 0 ? length : 0] = '\0';
+}
+
+static void zap_with_removals(void) {
+    uint64_t end = LOW + PAGES * FL_PAGE_SIZE;
+    fl_event_mark_zap(&vm, LOW, end);
+    CHECK(tell(LOW, end).end == 0, "our own zap is taken for a removal");
+    for (uint64_t page = 0; page < FL_REMOVALS_MAX + TOO_MANY; page++)
+        CHECK(tell(LOW + page * FL_PAGE_SIZE, LOW + (page + 1) * FL_PAGE_SIZE).end == 0, "not put off");
+    fl_event_clear_zap(&vm);
+}
+
+static void removals_too_many(void) {
+    char text[1024];
+    int fd = memfd_create("log", MFD_CLOEXEC);
+    CHECK(fd >= 0, "memfd");
+    for (uint64_t page = 0; page < FL_REMOVALS_MAX + TOO_MANY; page++)
+        if (!atomic_load(fl_slot(&vm, page)))
+            set_away(page);
+    log_to(fd, text, sizeof(text), zap_with_removals);
+    close(fd);
+    CHECK(count_away(0, FL_REMOVALS_MAX) == 0, "%llu of those that were noted",
+          (unsigned long long)count_away(0, FL_REMOVALS_MAX));
+    CHECK(count_away(FL_REMOVALS_MAX, FL_REMOVALS_MAX + TOO_MANY) == TOO_MANY, "more than what was noted");
+    CHECK(strstr(text, "removals_not_noted") && strstr(text, "\"count\":6"), "logged: %s", text);
+}
+
 int main(void) {
     fl_log_setup(FL_LOG_WARNING, 0);
     make_vm();
     exactly_and_in_steps();
+    removals_too_many();
     return 0;
 }
