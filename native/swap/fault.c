@@ -46,7 +46,8 @@ struct worker {
     /* What the VMM has freed and this thread forgets just now; nothing: the end is 0. */
     _Atomic(uint64_t) forgetting_start, forgetting_end;
     uint32_t served;
-    bool overflowed; /* faults were dropped: their waiters must be woken to fault anew */
+    uint64_t shortages; /* in a row: a message was there and could not be read */
+    bool overflowed;    /* faults were dropped: their waiters must be woken to fault anew */
     uint32_t pending_count;
     struct fault pending[PENDING];
     struct uffd_msg messages[MESSAGES];
@@ -333,15 +334,6 @@ static void forget(struct worker *worker, struct fl_range left) {
 static int read_messages(struct worker *worker) {
     struct fl_vm *vm = worker->server->vm;
     ssize_t bytes = read(vm->uffd, worker->messages, sizeof(worker->messages));
-    if (bytes < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) { /* of a fork: it stays to be read */
-        fl_log_text(
-            FL_LOG_ERROR, "event_not_read",
-            "read of the userfaultfd of process %d: %s; it has forked, and no touch is answered until that can be "
-            "read: raise the limit of open files, free memory",
-            vm->pid, strerror(errno));
-        fl_sleep_ns(EVENT_PAUSE_NS);
-        return 0;
-    }
     if (bytes < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
     uint64_t now = fl_now();
@@ -387,12 +379,35 @@ static void wait_for_work(struct worker *worker) {
         fl_log(FL_LOG_DEBUG, "help_event_unread", "\"errno\":%d", errno);
 }
 
+/* What reading the event of a fork takes. It stays to be read. */
+static bool is_shortage(int error) {
+    return error == -EMFILE || error == -ENFILE || error == -ENOMEM;
+}
+
+/* Outside of the batch: who waits for the events that were read must not wait for this. Said ever more seldom. */
+static void wait_out_shortage(struct worker *worker, int error) {
+    uint64_t times = ++worker->shortages;
+    if ((times & (times - 1)) == 0)
+        fl_log_text(
+            FL_LOG_ERROR, "event_not_read",
+            "read of the userfaultfd of process %d, %llu times: %s; it has forked, and no touch is answered until "
+            "that can be read: raise the limit of open files, free memory",
+            worker->server->vm->pid, (unsigned long long)times, strerror(-error));
+    fl_sleep_ns(EVENT_PAUSE_NS);
+}
+
 static void *serve(void *argument) {
     struct worker *worker = argument;
     struct fl_vm *vm = worker->server->vm;
     uint32_t spins = 0;
     while (!atomic_load_explicit(&vm->gone, memory_order_relaxed)) {
         int taken = take_messages(worker);
+        if (is_shortage(taken)) {
+            wait_out_shortage(worker, taken);
+            taken = 0;
+        } else {
+            worker->shortages = 0;
+        }
         if (taken < 0) {
             if (taken != -ESRCH)
                 fl_log_text(FL_LOG_ERROR, "uffd_read_failed", "read of the userfaultfd of process %d: %s", vm->pid,
