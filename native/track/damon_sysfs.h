@@ -55,7 +55,14 @@ int fl_damon_on(struct fl_damon_kdamond *kdamond, uint64_t *cpu_ns);
 uint64_t fl_damon_cpu_ns(int kdamond_pid);
 /* Whether it is still the one that was switched on: 0, or -ENODEV. */
 int fl_damon_is_on(const struct fl_damon_kdamond *kdamond);
-/* Switch off, whoever switched it on; returns when it has ended. */
+/*
+ * Switch off, whoever switched it on; returns when it has ended. The write cannot be interrupted and has no limit of ours, but an
+ * end: the kdamond is woken from its sleep, and marks and checks each of its regions once more at most. For each it takes the
+ * target's mmap lock for reading and the lock of one page table, and nothing that waits for a pager: events of a userfaultfd are
+ * waited for without the mmap lock. So it lasts as long as twice the regions, of ours at most 2^18, and whatever else wants
+ * that lock meanwhile; and frees the target's memory, if that has ended since and the kdamond is the last to hold it. Only the
+ * mover waits for that: faults are answered as always, and nothing is evicted.
+ */
 int fl_damon_off(struct fl_damon_kdamond *kdamond);
 
 #endif
