@@ -171,7 +171,9 @@ static bool settle_resident(struct worker *worker, const struct fault *fault, ui
     static const char *const names[] = {"UFFDIO_ZEROPAGE", "UFFDIO_CONTINUE", "lifting a protection"};
     struct fl_vm *vm = worker->server->vm;
     if (!fl_swap_entry(vm, page, &entry, fl_entry_make(FL_PAGE_BUSY, FL_TIER_ZERO, 0)))
-        return false;
+        return false; /* an eviction that was faster is not cancelled */
+    if (fl_entry_state(entry) == FL_PAGE_FREEZING && fault->kind != FAULT_MISSING)
+        FL_COUNT(vm, evictions_cancelled, 1);
     uint64_t address = fl_address_of_page(vm, region, page);
     int error = resolve(vm, address, fault->kind);
     /* The host's memory has failed under the page (HWPOISON): the VMM gets the error that it would have had without us. */
@@ -272,9 +274,6 @@ static bool answer(struct worker *worker, const struct fault *fault) {
             atomic_fetch_add_explicit(&worker->server->late, 1, memory_order_relaxed);
         return true;
     case FL_PAGE_FREEZING:
-        if (fault->kind != FAULT_MISSING)
-            FL_COUNT(vm, evictions_cancelled, 1);
-        return settle_resident(worker, fault, region, page, entry);
     case FL_PAGE_RESIDENT:
         return settle_resident(worker, fault, region, page, entry);
     case FL_PAGE_POISONED:
