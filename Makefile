@@ -141,10 +141,11 @@ test-kernel-idle: build
 	@$(PYTEST) $(PYTEST_FLAGS) tests/kernel/test_idle.py
 
 test-races: build kernel
-	@echo '== $(RACES) races here =='
+	@echo '== $(RACES) evictions against writes here =='
 	@FL_RACES=$(RACES) $(NATIVE)/tests/test_evict_race
-	@echo '== $(RACES) races inside Linux 7.3 =='
-	@$(PYTHON) -m tests.kernel run --timeout $(RACES_SECONDS) --env FL_RACES=$(RACES) /tests/test_evict_race
+	@echo '== $(RACES) evictions against writes inside Linux 7.3 =='
+	@$(PYTHON) -m tests.kernel run --timeout $(RACES_SECONDS) --env FL_RACES=$(RACES) --tried rwp,zap \
+	    /tests/test_evict_race
 
 soak: build guest
 	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos $(SOAK_FLAGS) --soak-seconds $(SOAK_SECONDS)

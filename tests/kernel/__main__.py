@@ -13,6 +13,7 @@ from .boot import Kernel, KernelConfig
 from .contents import parse_added
 from .debian import debian_kernel
 from .idle import idle_kernel
+from .left_out import must_say, silent
 
 
 def _kernel(name: str, refresh: bool = False) -> GuestKernel:
@@ -54,7 +55,12 @@ def _run(chosen: argparse.Namespace) -> int:
             Path(target or Path(name).name).write_bytes(kernel.read(name))
         if chosen.console:
             sys.stderr.write((Path(folder) / "console.log").read_text(errors="replace"))
-        return 124 if result.over_limit else result.code if result.code >= 0 else 128 - result.code
+        if result.over_limit or result.code != 0:
+            return 124 if result.over_limit else result.code if result.code >= 0 else 128 - result.code
+        unsaid = silent(result, must_say(Path(chosen.command[0]).name, chosen.tried)) if chosen.tried else []
+        for pattern in unsaid:
+            print(f"error: passed, but no line of its output begins with: {pattern}", file=sys.stderr)
+        return 1 if unsaid else 0
 
 
 def main() -> int:
@@ -73,6 +79,8 @@ def main() -> int:
     run.add_argument("--add", action="append", default=[], metavar="FILE[:PATH]", help="bring in, default to /tests")
     run.add_argument("--get", action="append", default=[], metavar="PATH[:FILE]", help="bring out afterwards")
     run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    tried = "comma-separated; a C test that passes must have tried all that it can with these, or that is a failure"
+    run.add_argument("--tried", type=lambda text: text.split(","), default=[], metavar="TRACKERS", help=tried)
     run.add_argument("--append", action="append", default=[], metavar="WORD", help="to the kernel's command line")
     run.add_argument("--console", action="store_true", help="show the whole console afterwards")
     run.add_argument("command", nargs="+")

@@ -3,7 +3,7 @@
 
 import pytest
 
-from .left_out import PROPERTY, check_passed, left_out, must_say
+from .left_out import PROPERTY, check_passed, left_out, must_say, silent
 from .result import Result
 
 SAID = b"""seed 7
@@ -49,3 +49,9 @@ def test_each_tracker_must_have_been_tried(request: pytest.FixtureRequest) -> No
 )
 def test_lines_that_say_what_was_left_out(line: str, kept: bool) -> None:
     assert bool(left_out(result(line.encode()))) == kept
+
+
+def test_a_race_that_was_not_tried_with_rwp_is_found_out() -> None:
+    said = b"zap, freeze wp: 254 races: 167 evictions cancelled by a touch\nrwp not tried: it is not possible here\n"
+    wanted = must_say("test_evict_race", ["rwp", "zap"])
+    assert silent(result(said), wanted) == [r"rwp, freeze rwp: \d+ races: "]
