@@ -26,6 +26,7 @@
 #include "host_memory.h"
 #include "pager/scan.h"
 #include "pager/serve.h"
+#include "said.h"
 #include "swap/evict.h"
 #include "swap/fault.h"
 #include "swap/recover.h"
@@ -335,22 +336,40 @@ static bool allowed(const struct fl_tracker_ops *ops, int pid, char *detail) {
     return ops->probe(&(const struct fl_tracked){.pid = pid}, &kernel, detail, FL_DETAIL_BYTES);
 }
 
+static void check_given_up_said(struct said *said, enum fl_tracker_kind before, enum fl_tracker_kind now) {
+    char *log = said_text(said), words[2][48];
+    snprintf(words[0], sizeof(words[0]), "tracker %s: ", fl_tracker_name(before));
+    check_said(log, "\"io_not_seen\"", words[0], "O_DIRECT");
+    snprintf(words[0], sizeof(words[0]), "\"tracker\":\"%s\"", fl_tracker_name(now));
+    snprintf(words[1], sizeof(words[1]), "\"before\":\"%s\"", fl_tracker_name(before));
+    check_said(log, "\"tracker_chosen\"", words[0], words[1]);
+    free(log);
+    said_close(said);
+}
+
 /* Given up before a page goes, and ages stand; whatever takes over does see it. */
 static void check_given_up(struct served *s, struct fl_scanner *scanner) {
     uint8_t *ages = s->vm.vault.ages + fl_region(&s->vm, 0)->first_page, before[PAGES];
     struct fl_age_counts counts;
     uint64_t evicted;
     char detail[FL_DETAIL_BYTES];
+    struct said said = said_open();
     memcpy(before, ages, PAGES);
     sleep_ms(60); /* it looks every 50 ms */
+    fl_log_setup(FL_LOG_INFO, 0);
+    said_begin(&said);
     int error = try_evict_all(s, fl_scanner_harvest, scanner, &evicted);
+    bool counts_scan = fl_scanner_scan(scanner, &counts);
+    said_end(&said);
+    fl_log_setup(FL_LOG_ERROR, 0);
     CHECK(error == -ENODEV && evicted == 0, "%llu pages evicted beside direct I/O: %s", (unsigned long long)evicted,
           strerror(-error));
-    CHECK(!fl_scanner_scan(scanner, &counts), "a scan that does not see direct I/O counts");
+    CHECK(!counts_scan, "a scan that does not see direct I/O counts");
     CHECK(memcmp(before, ages, PAGES) == 0, "ages moved in a void scan");
     CHECK(scanner->ops != s->ops && scanner->ops->sees_io, "%s goes on", fl_tracker_name(scanner->ops->kind));
     CHECK(!allowed(s->ops, (int)s->pid, detail) && strstr(detail, "O_DIRECT"), "probe: %s", detail);
     printf("%-5s given up for %s: %s\n", fl_tracker_name(s->ops->kind), fl_tracker_name(scanner->ops->kind), detail);
+    check_given_up_said(&said, s->ops->kind, scanner->ops->kind);
 }
 
 static void test_hidden_io(const struct fl_tracker_ops *ops) {

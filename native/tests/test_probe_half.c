@@ -22,6 +22,7 @@
 
 #include "attach/probe.h"
 #include "base/kernel.h"
+#include "said.h"
 #include "track/page_idle.h"
 #include "track/track.h"
 #include "victim.h"
@@ -197,21 +198,6 @@ static void read_log(const struct run *run, char *text) {
     text[bytes] = 0;
     close(fd);
     (void)unlink(run->log_path);
-}
-
-/* A line of the log that has all of these words. */
-static void check_said(const char *log, const char *event, const char *first, const char *second) {
-    for (const char *line = log; *line;) {
-        size_t length = strcspn(line, "\n");
-        char copy[1024];
-        snprintf(copy, sizeof(copy), "%.*s", (int)(length < sizeof(copy) ? length : sizeof(copy) - 1), line);
-        if (strstr(copy, event) && strstr(copy, first) && strstr(copy, second)) {
-            printf("  %s\n", copy);
-            return;
-        }
-        line += length + (line[length] == '\n');
-    }
-    CHECK(false, "no %s with '%s' and '%s' in:\n%s", event, first, second, log);
 }
 
 static struct run begin_run(const struct half *half, int code) {

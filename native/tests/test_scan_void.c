@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A tracker that dies while it scans: in every place where it can fail, and where the host can. The scan is void, no age
- * and no counter moves, and when it is gone for good the next tracker of the list takes over. Its trackers only count and
- * fail; all else is a served process.
+ * and no counter moves, and when it is gone for good the next tracker of the list takes over, and it is said: which one, why,
+ * and which is the next. Its trackers only count and fail; all else is a served process.
  */
 #include <errno.h>
 #include <signal.h>
@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "pager/scan.h"
 #include "pager/serve.h"
+#include "said.h"
 #include "swap/fault.h"
 #include "victim.h"
 
@@ -144,12 +145,21 @@ static void fails(struct fl_scanner *scanner, enum place place, int error, const
     printf("%s: void, and the one after the next arming is whole\n", where);
 }
 
+static void check_switch_said(struct said *said, int error) {
+    char *log = said_text(said);
+    check_said(log, "\"scan_void\"", "tracker rwp on process", strerror(-error));
+    check_said(log, "\"tracker_chosen\"", "\"tracker\":\"zap\"", "\"before\":\"rwp\"");
+    free(log);
+    said_close(said);
+}
+
 static void gives_way(struct fl_vm *vm, struct fl_fault_server *faults, int error, uint32_t scans) {
     struct fl_tracker_list list = {.count = 2, .ops = {&first_choice, &second_choice}};
     struct fl_scanner scanner;
     struct fl_age_counts counts;
     uint32_t older, young, same;
     uint64_t switches = FL_READ(vm, tracker_switches);
+    struct said said = said_open();
     fake.fails_in = NOWHERE;
     fl_scanner_start(&scanner, vm, faults, &list, false);
     CHECK(!fl_scanner_scan(&scanner, &counts) && FL_READ(vm, tracker) == FL_TRACKER_RWP, "the first of the list");
@@ -159,7 +169,12 @@ static void gives_way(struct fl_vm *vm, struct fl_fault_server *faults, int erro
     set_ages(vm);
     for (uint32_t i = 0; i < scans; i++) {
         CHECK(FL_READ(vm, tracker) == FL_TRACKER_RWP, "given up after %u scans", i);
-        CHECK(!fl_scanner_scan(&scanner, &counts), "a scan that failed counts");
+        fl_log_setup(FL_LOG_INFO, vm->pid);
+        said_begin(&said);
+        bool moved = fl_scanner_scan(&scanner, &counts);
+        said_end(&said);
+        fl_log_setup(FL_LOG_ERROR, vm->pid);
+        CHECK(!moved, "a scan that failed counts");
     }
     fake.fails_in = NOWHERE;
     count_ages(vm, &older, &young, &same);
@@ -169,7 +184,8 @@ static void gives_way(struct fl_vm *vm, struct fl_fault_server *faults, int erro
           fake.destroyed, PAGES - same);
     CHECK(!fl_scanner_scan(&scanner, &counts) && fl_scanner_scan(&scanner, &counts), "the next one does not scan");
     fl_scanner_stop(&scanner);
-    printf("%s: the next tracker took over after %u scans\n", strerror(-error), scans);
+    printf("%s: the next tracker took over after %u scans, and it is said:\n", strerror(-error), scans);
+    check_switch_said(&said, error);
 }
 
 int main(int argc, char **argv) {

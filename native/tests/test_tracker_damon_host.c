@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The damon tracker as one of the users of a host's only DAMON: damon_stat makes room and comes back, also after a kill; several
- * VMs at once; nothing is taken from others; and when others take it, the scan is void and the next tracker takes over.
+ * VMs at once; nothing is taken from others; and when others take it, the scan is void, the next tracker takes over, and it is
+ * said.
  */
 #include <errno.h>
 #include <signal.h>
@@ -10,6 +11,7 @@
 #include <sys/wait.h>
 
 #include "damon_field.h"
+#include "said.h"
 #include "victim.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -190,10 +192,17 @@ static void test_in_use(struct damon_field *field) {
 }
 
 static void check_lost(struct damon_field *field, bool on_arming, const char *what) {
+    struct said said = said_open();
+    said_begin(&said);
     int error = on_arming ? damon_field_arm(field) : damon_field_collect(field);
+    said_end(&said);
     CHECK(error == -ENODEV, "%s: %s", what, strerror(-error));
     damon_field_destroy(field);
-    printf("%s: the scan is void\n", what);
+    printf("%s: the scan is void, and it is said:\n", what);
+    char *log = said_text(&said);
+    check_said(log, "\"damon_lost\"", "somebody else", "kdamond 1 on process");
+    free(log);
+    said_close(&said);
 }
 
 static void test_taken_away(struct damon_field *field) {
@@ -260,7 +269,10 @@ static void test_pager_goes_on(uint64_t seed) {
     struct victim victim = victim_start(2048, 2, seed);
     char path[64];
     snprintf(path, sizeof(path), "/tmp/frostline-test-damon-%d.sock", (int)getpid());
+    struct said said = said_open();
+    said_begin(&said);
     pid_t pager = pager_start(&victim, path, options);
+    said_end(&said);
     struct fl_pager *connection = pager_connect(path, 60);
     wait_until(&victim, scanned_by_damon, 60, "scans by damon");
     must_write(SLOT_STATE, "off");
@@ -275,7 +287,15 @@ static void test_pager_goes_on(uint64_t seed) {
     victim_hold(&victim, true);
     CHECK(victim_verify(&victim, 60) == 0, "memory is damaged");
     victim_end(&victim);
-    puts("a pager goes on with zap");
+    puts("a pager goes on with zap, and says so:");
+    char *log = said_text(&said), words[64];
+    snprintf(words, sizeof(words), "kdamond 1 on process %d)", (int)victim.pid);
+    check_said(log, "\"damon_lost\"", "\"level\":\"warning\"",
+               words); /* why: check_lost(); here it depends on the moment */
+    check_said(log, "\"scan_void\"", "tracker damon on process", "ages did not move");
+    check_said(log, "\"tracker_chosen\"", "\"tracker\":\"zap\"", "\"before\":\"damon\"");
+    free(log);
+    said_close(&said);
 }
 
 int main(int argc, char **argv) {
