@@ -20,14 +20,19 @@ struct subject {
     uint64_t bytes;
     uint32_t touches; /* most of one round */
     uint64_t least_ppm;
+    /* Void scans of 100, beside one: on this machine, and where a CPU is emulated and can stand still for a while. */
+    uint32_t voids, voids_slow;
 };
 
-/* DAMON samples, and what is not on an LRU list at that moment cannot be seen: 99 %. */
+/*
+ * DAMON samples, and what is not on an LRU list at that moment cannot be seen: 99 %. RWP needs nobody's help to arm, and no
+ * deadline; for zap the VMM's main thread must get a CPU within 200 ms, which beside much else it does not always.
+ */
 static const struct subject subjects[] = {
-    {"rwp", 256 * MIB, 1000, PPM_ALL},
-    {"zap", 256 * MIB, 1000, PPM_ALL},
-    {"idle", 128 * MIB, 1000, PPM_ALL},
-    {"damon", 32 * MIB, 500, 990000},
+    {"rwp", 256 * MIB, 1000, PPM_ALL, 0, 0},
+    {"zap", 256 * MIB, 1000, PPM_ALL, 0, 10},
+    {"idle", 128 * MIB, 1000, PPM_ALL, 25, 25},
+    {"damon", 32 * MIB, 500, 990000, 25, 25},
 };
 
 static uint32_t below(uint64_t *random, uint32_t limit) {
@@ -86,7 +91,25 @@ static void run_rounds(struct tracked_guest *guest, unsigned count, uint32_t mos
     check_histograms(guest);
 }
 
-static void check_tracker(const struct subject *subject, bool large_pages, unsigned count, uint64_t *random) {
+struct voids {
+    uint64_t scans, voids;
+};
+
+static void judge(struct tracked_guest *guest, const char *what, uint64_t least_ppm, struct voids *voids) {
+    voids->scans += guest->score.scans;
+    voids->voids += guest->score.voids;
+    tracked_judge(guest, what, least_ppm);
+}
+
+/* Of all its rounds: they come in clusters. */
+static void judge_voids(const struct subject *subject, const struct voids *voids) {
+    uint64_t most = 1 + voids->scans * (runs_slowly() ? subject->voids_slow : subject->voids) / 100;
+    CHECK(voids->voids <= most, "%s: %llu of %llu scans were void, and %llu may be", subject->tracker,
+          (unsigned long long)voids->voids, (unsigned long long)voids->scans, (unsigned long long)most);
+}
+
+static void check_tracker(const struct subject *subject, bool large_pages, unsigned count, uint64_t *random,
+                          struct voids *voids) {
     struct tracked_guest guest = tracked_start(&(struct tracked_options){.tracker = subject->tracker,
                                                                          .bytes = subject->bytes,
                                                                          .vcpus = 1 + below(random, 4),
@@ -96,11 +119,11 @@ static void check_tracker(const struct subject *subject, bool large_pages, unsig
     run_rounds(&guest, count, subject->touches, random);
     snprintf(what, sizeof(what), "%u vCPUs, guest's own pages of %s", kvm_vmm_host(&guest.vmm),
              large_pages ? "2 MiB" : "4 KiB");
-    tracked_judge(&guest, what, subject->least_ppm);
+    judge(&guest, what, subject->least_ppm, voids);
     if (!large_pages) {
         kvm_vmm_heat(&guest.vmm, 128 * MIB, 128 * MIB, SECONDS);
         run_rounds(&guest, count / 10, subject->touches, random);
-        tracked_judge(&guest, "with 256 MiB of the VMM's own very hot", subject->least_ppm);
+        judge(&guest, "with 256 MiB of the VMM's own very hot", subject->least_ppm, voids);
     }
     tracked_end(&guest);
 }
@@ -113,6 +136,7 @@ int main(int argc, char **argv) {
     uint64_t random = seed_of(argc, argv);
     for (size_t i = 0; i < sizeof(subjects) / sizeof(subjects[0]); i++) {
         struct timespec start, end;
+        struct voids voids = {0};
         const char *missing = tracked_missing(subjects[i].tracker);
         if (only && strcmp(only, subjects[i].tracker) != 0)
             continue;
@@ -121,8 +145,9 @@ int main(int argc, char **argv) {
             continue;
         }
         clock_gettime(CLOCK_MONOTONIC, &start);
-        check_tracker(&subjects[i], false, ROUNDS, &random);
-        check_tracker(&subjects[i], true, ROUNDS / 10, &random);
+        check_tracker(&subjects[i], false, ROUNDS, &random, &voids);
+        check_tracker(&subjects[i], true, ROUNDS / 10, &random, &voids);
+        judge_voids(&subjects[i], &voids);
         clock_gettime(CLOCK_MONOTONIC, &end);
         printf("%-5s took %lld s\n", subjects[i].tracker, (long long)(end.tv_sec - start.tv_sec));
         tried++;
