@@ -119,7 +119,7 @@ void damon_field_look(struct damon_field *field) {
 }
 
 void damon_field_touch(struct damon_field *field, const uint32_t *pages, uint32_t count, uint64_t *random) {
-    uint32_t workers = kvm_guest_workers(field->vmm.guest);
+    uint32_t workers = kvm_guest_workers(field->vmm.guest), host = kvm_vmm_host(&field->vmm);
     struct kvm_touch *script = calloc(count ? count : 1, sizeof(*script));
     CHECK(script, "no memory");
     for (uint32_t worker = 0, done = 0; worker < workers; worker++) {
@@ -131,7 +131,7 @@ void damon_field_touch(struct damon_field *field, const uint32_t *pages, uint32_
                                            .kind = choice % 2 ? KVM_TOUCH_STORE : KVM_TOUCH_LOAD,
                                            .times = 1,
                                            .value = choice};
-            field->expected[pages[done + i]] = 1;
+            field->expected[pages[done + i]] |= worker == host ? DAMON_BY_VMM : DAMON_BY_VCPU;
         }
         struct kvm_outcome outcome = kvm_vmm_run(&field->vmm, worker, script, part, SECONDS);
         CHECK(outcome.error == 0, "worker %u: %s", worker, outcome.why);
@@ -152,12 +152,21 @@ void damon_field_add_score(const struct damon_field *field, struct damon_score *
         score->right += field->seen[page] && field->expected[page];
         score->missed += !field->seen[page] && field->expected[page];
         score->wrong += field->seen[page] && !field->expected[page];
+        score->vmm_right += field->seen[page] && field->expected[page] == DAMON_BY_VMM;
+        score->vmm_missed += !field->seen[page] && field->expected[page] == DAMON_BY_VMM;
     }
 }
 
+static double recall(uint64_t right, uint64_t missed) {
+    return right + missed ? 100.0 * (double)right / (double)(right + missed) : 100.0;
+}
+
 double damon_recall(const struct damon_score *score) {
-    uint64_t all = score->right + score->missed;
-    return all ? 100.0 * (double)score->right / (double)all : 100.0;
+    return recall(score->right, score->missed);
+}
+
+double damon_vmm_recall(const struct damon_score *score) {
+    return recall(score->vmm_right, score->vmm_missed);
 }
 
 double damon_precision(const struct damon_score *score) {

@@ -19,12 +19,16 @@ struct damon_field {
     struct fl_vm vm;
     struct fl_tracker *tracker;
     uint32_t pages;
-    uint8_t *expected, *seen;  /* by page */
+    uint8_t *expected, *seen;  /* by page; expected: DAMON_BY_... */
     double arm_ms, collect_ms; /* so far, by the clock */
 };
 
+#define DAMON_BY_VCPU 1u
+#define DAMON_BY_VMM 2u
+
 struct damon_score { /* of pages */
     uint64_t right, missed, wrong;
+    uint64_t vmm_right, vmm_missed; /* those of them that the VMM alone touched: through its page table, not KVM's */
 };
 
 /* Skips the test (77), and says why, where there is no damon tracker or no KVM guest. */
@@ -46,6 +50,7 @@ void damon_field_touch(struct damon_field *field, const uint32_t *pages, uint32_
 uint32_t damon_field_seen(const struct damon_field *field);
 void damon_field_add_score(const struct damon_field *field, struct damon_score *score);
 double damon_recall(const struct damon_score *score);
+double damon_vmm_recall(const struct damon_score *score);
 double damon_precision(const struct damon_score *score);
 
 /* A file of the kernel's; missing: the empty text, or -1. */

@@ -45,6 +45,7 @@ static unsigned find_scans(struct tracked_guest *guest, struct fl_record *out) {
 static void take_ages(struct tracked_guest *guest) {
     memcpy(guest->ages, guest->vault.ages, guest->pages);
     memset(guest->touched, TRACKED_UNTOUCHED, guest->pages);
+    memset(guest->by_vcpu, 0, guest->pages);
 }
 
 static uint64_t failures_of(struct tracked_guest *guest) {
@@ -113,6 +114,8 @@ static bool compare_page(struct tracked_guest *guest, uint32_t page) {
     guest->score.right += seen && touched;
     guest->score.wrong += seen && !touched;
     guest->score.missed += !seen && touched;
+    guest->score.vmm_right += seen && touched && !guest->by_vcpu[page];
+    guest->score.vmm_missed += !seen && touched && !guest->by_vcpu[page];
     if (seen != touched)
         show(guest, page, seen ? "was not touched and is seen as touched" : "was touched and is not seen");
     return seen == touched;
@@ -219,8 +222,9 @@ struct tracked_guest tracked_start(const struct tracked_options *options) {
     guest.ages = calloc(guest.pages, 1);
     guest.touched = calloc(guest.pages, 1);
     guest.there = calloc(guest.pages, 1);
+    guest.by_vcpu = calloc(guest.pages, 1);
     uint32_t filled = guest.pages - options->empty_pages, *generations = malloc(guest.pages * sizeof(*generations));
-    CHECK(guest.ages && guest.touched && guest.there && generations, "no memory");
+    CHECK(guest.ages && guest.touched && guest.there && guest.by_vcpu && generations, "no memory");
     if (options->prepare)
         options->prepare(&guest.vmm);
     for (uint32_t page = 0; page < filled; page++)
@@ -242,6 +246,7 @@ void tracked_end(struct tracked_guest *guest) {
     free(guest->ages);
     free(guest->touched);
     free(guest->there);
+    free(guest->by_vcpu);
 }
 
 static void begin_touches(struct tracked_guest *guest, uint32_t worker, const uint32_t *pages, uint32_t count,
@@ -256,6 +261,7 @@ static void begin_touches(struct tracked_guest *guest, uint32_t worker, const ui
                                        .times = 1 + (uint32_t)(choice >> 32) % 3,
                                        .value = choice};
         guest->touched[pages[i]] = TRACKED_TOUCHED;
+        guest->by_vcpu[pages[i]] |= worker != kvm_vmm_host(&guest->vmm);
     }
     kvm_vmm_begin(&guest->vmm, worker, script, count, 1);
     free(script);
@@ -287,6 +293,9 @@ void tracked_judge(struct tracked_guest *guest, const char *what, uint64_t least
            guest->tracker, what, (unsigned long long)s.scans, (unsigned long long)s.voids, (unsigned long long)touched,
            touched ? 100.0 * (double)s.right / (double)touched : 100,
            seen ? 100.0 * (double)s.right / (double)seen : 100);
+    if (s.vmm_right + s.vmm_missed)
+        printf("      of %llu that the VMM alone touched, %llu missed\n",
+               (unsigned long long)(s.vmm_right + s.vmm_missed), (unsigned long long)s.vmm_missed);
     if (s.unsure)
         printf("      of %llu pages that nobody can expect to be seen, %llu were\n", (unsigned long long)s.unsure,
                (unsigned long long)s.unsure_seen);

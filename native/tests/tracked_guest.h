@@ -30,6 +30,7 @@ enum tracked_touch {
 struct tracked_score {
     uint64_t scans, voids; /* a void scan tells nothing: ages must not have moved */
     uint64_t right, missed, wrong;
+    uint64_t vmm_right, vmm_missed; /* those of them that the VMM alone touched: through its page table, not KVM's */
     uint64_t unsure, unsure_seen;
 };
 
@@ -45,6 +46,7 @@ struct tracked_guest {
     uint64_t cursor; /* in its records */
     uint32_t pages;
     uint8_t *ages, *touched, *there; /* the model: age, enum tracked_touch since the last scan, in the file */
+    uint8_t *by_vcpu;                /* touched by one since the last scan */
     struct tracked_score score;
     uint64_t shown; /* mismatches that were described */
 };
