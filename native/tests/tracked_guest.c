@@ -303,6 +303,6 @@ void tracked_judge(struct tracked_guest *guest, const char *what, uint64_t least
           (unsigned long long)s.missed, (unsigned long long)touched);
     CHECK(s.wrong * 1000000 <= seen * (1000000 - least_ppm), "%s: %llu of %llu seen were none", guest->tracker,
           (unsigned long long)s.wrong, (unsigned long long)seen);
-    CHECK(s.voids <= s.scans / 4 + 1, "%s: too many void scans to tell", guest->tracker);
+    CHECK(s.voids <= s.scans / 2 + 1, "%s: too many void scans to tell", guest->tracker);
     guest->score = (struct tracked_score){0};
 }
