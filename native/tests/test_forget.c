@@ -30,13 +30,12 @@ static void make_vm(void) {
     vm.vault.stats = memory(sizeof(*vm.vault.stats));
     vm.vault.table = memory(2 * PAGES * sizeof(*vm.vault.table));
     vm.vault.max_pages = 2 * PAGES;
-    struct fl_vault_region *regions = vm.vault.header->regions;
-    for (uint64_t i = 0; i < 2; i++) {
-        regions[i].length = PAGES * FL_PAGE_SIZE;
-        regions[i].first_page = i * PAGES;
-        atomic_store(&regions[i].vmm_addr, i ? HIGH : LOW);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct fl_vault_region region = {
+            .vmm_addr = i ? HIGH : LOW, .length = PAGES * FL_PAGE_SIZE, .first_page = i * PAGES};
+        fl_vault_put_region(&vm.vault, i, region);
     }
-    atomic_store(&vm.vault.header->region_count, 2);
+    fl_vault_count_regions(&vm.vault, 2);
 }
 
 static void set_away(uint64_t page) {
