@@ -1,12 +1,55 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "served_vm.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #include "attach/inspect.h"
+#include "base/clock.h"
 #include "swap/evict.h"
 #include "victim.h"
+
+const char *tracker_missing(const char *tracker) {
+    static struct fl_tracker_probe probes[FL_TRACKERS];
+    CHECK(fl_probe_trackers(0, 0, 0, probes) == 0, "fl_probe_trackers");
+    for (uint32_t i = 0; i < FL_TRACKERS; i++)
+        if (strcmp(fl_tracker_name(probes[i].tracker), tracker) == 0)
+            return probes[i].possible ? NULL : probes[i].detail;
+    return "this pager does not know it";
+}
+
+struct fl_tracker_list trackers_of(const char *names) {
+    struct fl_tracker_list list;
+    CHECK(fl_tracker_list_parse(names, &list), "trackers %s", names);
+    return list;
+}
+
+struct fl_fault_server *served_vm_begin(struct fl_vm *vm, pid_t vmm, const struct fl_tracker_list *trackers,
+                                        uint32_t fault_threads) {
+    const struct fl_options options = {.vmm_pid = (int)vmm,
+                                       .fault_threads = fault_threads,
+                                       .scan_interval_ms = 10000,
+                                       .stall_target_permille = 1000,
+                                       .trackers = *trackers};
+    struct fl_refused why = {0};
+    struct fl_fault_server *faults;
+    memset(vm, 0, sizeof(*vm));
+    CHECK(fl_serve_begin(vm, &options, &why) == 0, "attach: %s", why.detail);
+    CHECK(fl_fault_start(vm, fault_threads, &faults) == 0, "fault threads");
+    fl_serve_began(vm, fl_now());
+    return faults;
+}
+
+void served_vm_end(struct fl_vm *vm, struct fl_fault_server *faults) {
+    pid_t vmm = vm->pid;
+    kill(vmm, SIGKILL);
+    fl_fault_stop(faults);
+    fl_serve_close(vm);
+    CHECK(waitpid(vmm, NULL, 0) == vmm, "waitpid: %s", strerror(errno));
+}
 
 struct fl_vault vault_of(pid_t pid, bool write) {
     struct fl_vault vault;

@@ -7,7 +7,19 @@
 #include <sys/types.h>
 
 #include "base/vault.h"
-#include "swap/vm.h"
+#include "pager/serve.h"
+#include "swap/fault.h"
+
+/* What the host says of a tracker by its name: NULL when it can be used, else what is missing. */
+const char *tracker_missing(const char *tracker);
+/* As for --trackers. */
+struct fl_tracker_list trackers_of(const char *names);
+
+/* Serve a VMM in this process, as its pager would, but without scans and evictions of its own. */
+struct fl_fault_server *served_vm_begin(struct fl_vm *vm, pid_t vmm, const struct fl_tracker_list *trackers,
+                                        uint32_t fault_threads);
+/* Kill the VMM, which is a child, and forget it. */
+void served_vm_end(struct fl_vm *vm, struct fl_fault_server *faults);
 
 /* The vault that a VMM holds; for fl_vault_close(). */
 struct fl_vault vault_of(pid_t pid, bool write);

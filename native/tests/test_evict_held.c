@@ -21,14 +21,12 @@
 #include <sys/wait.h>
 
 #include "attach/probe.h"
-#include "base/clock.h"
 #include "base/log.h"
 #include "host_memory.h"
 #include "pager/scan.h"
-#include "pager/serve.h"
 #include "said.h"
+#include "served_vm.h"
 #include "swap/evict.h"
-#include "swap/fault.h"
 #include "swap/recover.h"
 #include "track/track.h"
 #include "victim.h"
@@ -237,14 +235,9 @@ static int ask(struct served *s, enum order order) {
 }
 
 static void attach(struct served *s, const struct fl_tracker_ops *ops) {
-    struct fl_options options = {.fault_threads = 2, .scan_interval_ms = 10000, .stall_target_permille = 1000};
-    struct fl_refused why = {0};
+    const struct fl_tracker_list trackers = {.count = 1, .ops = {ops}};
     s->ops = ops;
-    options.vmm_pid = (int)s->pid;
-    options.trackers = (struct fl_tracker_list){.count = 1, .ops = {ops}};
-    CHECK(fl_serve_begin(&s->vm, &options, &why) == 0, "attach: %s", why.detail);
-    CHECK(fl_fault_start(&s->vm, options.fault_threads, &s->faults) == 0, "fault threads");
-    fl_serve_began(&s->vm, fl_now());
+    s->faults = served_vm_begin(&s->vm, s->pid, &trackers, 2);
 }
 
 static void serve(struct served *s, const struct fl_tracker_ops *ops) {
@@ -259,10 +252,7 @@ static void serve(struct served *s, const struct fl_tracker_ops *ops) {
 }
 
 static void detach(struct served *s) {
-    kill(s->pid, SIGKILL);
-    fl_fault_stop(s->faults);
-    fl_serve_close(&s->vm);
-    (void)waitpid(s->pid, NULL, 0);
+    served_vm_end(&s->vm, s->faults);
     munmap(s->shared, sizeof(*s->shared));
 }
 

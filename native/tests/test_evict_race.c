@@ -10,15 +10,13 @@
  *   test_evict_race [seed [evictions]]     $FL_RACES does as `evictions`; a million is the figure of SPECIFICATION.md
  */
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "host_memory.h"
-#include "pager/serve.h"
+#include "served_vm.h"
 #include "swap/evict.h"
-#include "swap/fault.h"
 #include "victim.h"
 
 #define PAGES 64u /* few, so that hardly a page is evicted without somebody at it */
@@ -38,17 +36,6 @@ struct tally {
 static uint64_t evictions_wanted(int argc, char **argv) {
     const char *text = argc > 2 ? argv[2] : getenv("FL_RACES");
     return text ? strtoull(text, NULL, 10) : rounds(40000, 4000);
-}
-
-static bool possible(const char *tracker) {
-    struct fl_tracker_probe probes[FL_TRACKERS];
-    CHECK(fl_probe_trackers(0, 0, 0, probes) == 0, "probe");
-    for (unsigned i = 0; i < FL_TRACKERS; i++) {
-        if (strcmp(fl_tracker_name(probes[i].tracker), tracker) == 0 && probes[i].possible)
-            return true;
-    }
-    printf("%s not tried: it is not possible here\n", tracker);
-    return false;
 }
 
 static uint64_t begun(struct fl_vm *vm) {
@@ -97,18 +84,11 @@ static void judge(const struct tally *tally) {
 }
 
 static void run(const char *tracker, uint64_t seed, uint64_t wanted) {
-    struct fl_options options = {.fault_threads = 2, .scan_interval_ms = 10000, .stall_target_permille = 1000};
-    struct fl_refused why = {0};
-    struct fl_fault_server *faults;
+    const struct fl_tracker_list trackers = trackers_of(tracker);
     static struct fl_vm vm;
     struct victim victim = victim_start(PAGES, 2, seed);
     victim.shared->pause_us = 0;
-    memset(&vm, 0, sizeof(vm));
-    options.vmm_pid = (int)victim.pid;
-    CHECK(fl_tracker_list_parse(tracker, &options.trackers), "tracker %s", tracker);
-    CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
-    CHECK(fl_fault_start(&vm, options.fault_threads, &faults) == 0, "fault threads");
-    fl_serve_began(&vm, fl_now());
+    struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 2);
     uint64_t start = fl_now();
     if (host_has_nodes())
         host_mover_start(victim.pid, atomic_load(&fl_region(&vm, 0)->vmm_addr), PAGES);
@@ -128,9 +108,7 @@ static void run(const char *tracker, uint64_t seed, uint64_t wanted) {
         (unsigned long long)FL_READ(&vm, sync_max_ns) / 1000, (unsigned long long)took_ms, (unsigned long long)errors);
     CHECK(errors == 0, "page %llu read wrong", (unsigned long long)victim.shared->first_error - 1);
     judge(&tally);
-    kill(victim.pid, SIGKILL);
-    fl_fault_stop(faults);
-    fl_serve_close(&vm);
+    served_vm_end(&vm, faults);
 }
 
 int main(int argc, char **argv) {
@@ -138,7 +116,10 @@ int main(int argc, char **argv) {
     uint64_t seed = seed_of(argc, argv), wanted = evictions_wanted(argc, argv);
     fl_log_setup(FL_LOG_WARNING, 0);
     run("zap", seed, wanted);
-    if (possible("rwp"))
+    const char *missing = tracker_missing("rwp");
+    if (missing)
+        printf("rwp not tried: %s\n", missing);
+    else
         run("rwp", seed + 1, wanted);
     return 0;
 }

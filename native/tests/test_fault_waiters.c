@@ -14,11 +14,9 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#include "base/clock.h"
 #include "base/log.h"
-#include "pager/serve.h"
+#include "served_vm.h"
 #include "swap/evict.h"
-#include "swap/fault.h"
 #include "swap/uffd.h"
 #include "track/age.h"
 #include "victim.h"
@@ -96,8 +94,7 @@ static void live(struct toucher *shared) {
 
 static struct session *begin(const char *tracker) {
     static struct session session;
-    struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
-    struct fl_refused why = {0};
+    const struct fl_tracker_list trackers = trackers_of(tracker);
     memset(&session, 0, sizeof(session));
     session.shared = mmap(NULL, sizeof(*session.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(session.shared != MAP_FAILED, "mmap");
@@ -108,20 +105,12 @@ static struct session *begin(const char *tracker) {
         live(session.shared);
     while (!atomic_load(&session.shared->ready))
         sleep_ms(1);
-    options.vmm_pid = (int)session.pid;
-    CHECK(fl_tracker_list_parse(tracker, &options.trackers), "tracker %s", tracker);
-    CHECK(fl_serve_begin(&session.vm, &options, &why) == 0, "attach: %s", why.detail);
-    CHECK(fl_fault_start(&session.vm, 1, &session.faults) == 0, "fault thread");
-    fl_serve_began(&session.vm, fl_now());
+    session.faults = served_vm_begin(&session.vm, session.pid, &trackers, 1);
     return &session;
 }
 
 static void end(struct session *session) {
-    int status;
-    kill(session->pid, SIGKILL);
-    CHECK(waitpid(session->pid, &status, 0) == session->pid, "waitpid");
-    fl_fault_stop(session->faults);
-    fl_serve_close(&session->vm);
+    served_vm_end(&session->vm, session->faults);
     munmap(session->shared, sizeof(*session->shared));
 }
 

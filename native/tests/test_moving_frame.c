@@ -5,20 +5,15 @@
  * both calls are told to lie about one page for a while.
  */
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "pager/scan.h"
-#include "pager/serve.h"
 #include "served_vm.h"
 #include "swap/bring.h"
-#include "swap/fault.h"
 #include "swap/recover.h"
 #include "victim.h"
 
@@ -56,32 +51,18 @@ static void check_lied(const char *who) {
     CHECK(!mincore_lies && !seek_lies, "%s: %u and %u looks were not made", who, mincore_lies, seek_lies);
 }
 
-static struct victim serve(struct fl_options *options, uint64_t seed) {
-    struct fl_refused why = {0};
+static struct fl_fault_server *serve(const struct fl_tracker_list *trackers, uint64_t seed) {
     struct victim victim = victim_start(PAGES, 0, seed);
-    *options = (struct fl_options){.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
-    options->vmm_pid = (int)victim.pid;
-    CHECK(fl_tracker_list_parse("zap", &options->trackers), "tracker");
     memset(&vm, 0, sizeof(vm));
-    CHECK(fl_serve_begin(&vm, options, &why) == 0, "attach: %s", why.detail);
-    return victim;
-}
-
-static void end(struct victim *victim) {
-    kill(victim->pid, SIGKILL);
-    fl_serve_close(&vm);
-    (void)waitpid(victim->pid, NULL, 0);
+    return served_vm_begin(&vm, victim.pid, trackers, 1);
 }
 
 static void keeps_its_age(uint64_t seed) {
-    struct fl_options options;
-    struct fl_fault_server *faults;
+    const struct fl_tracker_list trackers = trackers_of("zap");
+    struct fl_fault_server *faults = serve(&trackers, seed);
     struct fl_scanner scanner;
     struct fl_age_counts counts;
-    struct victim victim = serve(&options, seed);
-    CHECK(fl_fault_start(&vm, options.fault_threads, &faults) == 0, "fault thread");
-    fl_serve_began(&vm, fl_now());
-    fl_scanner_start(&scanner, &vm, faults, &options.trackers, false);
+    fl_scanner_start(&scanner, &vm, faults, &trackers, false);
     CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
     for (unsigned i = 0; i < 3; i++) {
         if (i == 2)
@@ -92,10 +73,8 @@ static void keeps_its_age(uint64_t seed) {
     const uint8_t *ages = vm.vault.ages + fl_region(&vm, 0)->first_page;
     CHECK(ages[MOVING - 1] == 3 && ages[MOVING] == 3, "ages %u and, of the page that is moved, %u", ages[MOVING - 1],
           ages[MOVING]);
-    kill(victim.pid, SIGKILL);
     fl_scanner_stop(&scanner);
-    fl_fault_stop(faults);
-    end(&victim);
+    served_vm_end(&vm, faults);
     printf("a page that is being moved while it is looked at keeps its age\n");
 }
 
@@ -116,11 +95,11 @@ static void check_newer(const uint8_t *newer, const char *when) {
 }
 
 static void is_not_overwritten(uint64_t seed) {
-    struct fl_options options;
+    const struct fl_tracker_list trackers = trackers_of("zap");
+    struct fl_fault_server *faults = serve(&trackers, seed);
     struct fl_bringer *bringer;
     uint8_t newer[FL_PAGE_SIZE];
     uint64_t written = 0;
-    struct victim victim = serve(&options, seed);
     CHECK(fl_bringer_create(&vm, &bringer) == 0, "bringer");
     write_newer(newer);
     lie(0, LOOKS);
@@ -129,17 +108,17 @@ static void is_not_overwritten(uint64_t seed) {
     check_lied("writing back");
     check_newer(newer, "written back");
     fl_bringer_destroy(bringer);
-    end(&victim);
+    served_vm_end(&vm, faults);
     printf("a page that is being moved is not overwritten by its older copy\n");
 }
 
 /* Its entry was on the way back when the pager died, or is damaged: the file decides. */
 static void is_not_given_up(uint64_t seed, bool damaged) {
-    struct fl_options options;
+    const struct fl_tracker_list trackers = trackers_of("zap");
+    struct fl_fault_server *faults = serve(&trackers, seed);
     struct fl_refused why;
     uint8_t newer[FL_PAGE_SIZE];
     uint64_t fixed;
-    struct victim victim = serve(&options, seed);
     write_newer(newer);
     fl_entry_slot *slot = fl_slot(&vm, fl_region(&vm, 0)->first_page + MOVING);
     fl_entry entry = atomic_load(slot);
@@ -150,7 +129,7 @@ static void is_not_given_up(uint64_t seed, bool damaged) {
     check_lied("recovery");
     CHECK(fl_entry_state(atomic_load(slot)) == FL_PAGE_RESIDENT, "state %d", (int)fl_entry_state(atomic_load(slot)));
     check_newer(newer, "recovered");
-    end(&victim);
+    served_vm_end(&vm, faults);
     printf("a page that is being moved is not given up by recovery%s\n", damaged ? ", its entry damaged" : "");
 }
 

@@ -18,11 +18,10 @@
 #include "base/kernel.h"
 #include "base/log.h"
 #include "pager/choose.h"
-#include "pager/serve.h"
+#include "served_vm.h"
 #include "swap/bring.h"
 #include "swap/event.h"
 #include "swap/evict.h"
-#include "swap/fault.h"
 #include "swap/uffd.h"
 #include "track/age.h"
 #include "victim.h"
@@ -43,17 +42,12 @@ struct served {
 };
 
 static void serve(struct served *s, uint32_t threads, uint64_t seed) {
-    struct fl_options options = {.fault_threads = 2, .scan_interval_ms = 10000, .stall_target_permille = 1000};
-    struct fl_refused why = {0};
+    const struct fl_tracker_list trackers = trackers_of("rwp");
     memset(s, 0, sizeof(*s));
     s->victim = victim_start(PAGES, threads, seed);
     s->victim.shared->pause_us = 0;
-    options.vmm_pid = (int)s->victim.pid;
-    CHECK(fl_tracker_list_parse("rwp", &options.trackers), "no tracker rwp");
-    CHECK(fl_serve_begin(&s->vm, &options, &why) == 0, "attach: %s", why.detail);
+    s->faults = served_vm_begin(&s->vm, s->victim.pid, &trackers, 2);
     CHECK(s->vm.freeze == FL_FREEZE_RWP, "registered for %s", fl_freeze_name(s->vm.freeze));
-    CHECK(fl_fault_start(&s->vm, options.fault_threads, &s->faults) == 0, "fault threads");
-    fl_serve_began(&s->vm, fl_now());
     CHECK(fl_evictor_create(&s->vm, NULL, NULL, &s->evictor) == 0 && fl_bringer_create(&s->vm, &s->bringer) == 0,
           "parts");
     CHECK(fl_gate_open(s->vm.pid, s->vm.vault.base + s->vm.vault.gate_offset, &s->vm.vault.header->attachment,
@@ -62,13 +56,10 @@ static void serve(struct served *s, uint32_t threads, uint64_t seed) {
 }
 
 static void serve_no_more(struct served *s) {
-    kill(s->victim.pid, SIGKILL);
     fl_gate_close(s->gate);
     fl_evictor_destroy(s->evictor);
     fl_bringer_destroy(s->bringer);
-    fl_fault_stop(s->faults);
-    fl_serve_close(&s->vm);
-    (void)waitpid(s->victim.pid, NULL, 0);
+    served_vm_end(&s->vm, s->faults);
 }
 
 static uint64_t address_of(struct served *s, uint64_t page) {

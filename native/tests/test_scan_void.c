@@ -5,19 +5,15 @@
  * and which is the next. Its trackers only count and fail; all else is a served process.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "pager/scan.h"
-#include "pager/serve.h"
 #include "said.h"
-#include "swap/fault.h"
+#include "served_vm.h"
 #include "victim.h"
 
 #define PAGES (2 * FL_SCAN_PAGES) /* two windows: one can be done when the other fails */
@@ -189,9 +185,7 @@ static void gives_way(struct fl_vm *vm, struct fl_fault_server *faults, int erro
 }
 
 int main(int argc, char **argv) {
-    struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
-    struct fl_refused why = {0};
-    struct fl_fault_server *faults;
+    const struct fl_tracker_list trackers = {.count = 1, .ops = {&first_choice}};
     struct fl_scanner scanner;
     struct fl_age_counts counts;
     static struct fl_vm vm;
@@ -199,15 +193,11 @@ int main(int argc, char **argv) {
     need_paging();
     struct victim victim = victim_start(PAGES, 1, seed_of(argc, argv));
     victim_hold(&victim, true);
-    options.vmm_pid = (int)victim.pid;
-    options.trackers = (struct fl_tracker_list){.count = 1, .ops = {&first_choice}};
-    fl_log_setup(FL_LOG_ERROR, options.vmm_pid);
-    CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
-    CHECK(fl_fault_start(&vm, options.fault_threads, &faults) == 0, "fault threads");
-    fl_serve_began(&vm, fl_now());
+    fl_log_setup(FL_LOG_ERROR, (int)victim.pid);
+    struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
     fake.nothing = mmap(NULL, PAGES * FL_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(fake.nothing != MAP_FAILED && munmap(fake.nothing, PAGES * FL_PAGE_SIZE) == 0, "address space");
-    fl_scanner_start(&scanner, &vm, faults, &options.trackers, false);
+    fl_scanner_start(&scanner, &vm, faults, &trackers, false);
     CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
     fails(&scanner, IN_COLLECT, -EIO, "collect fails");
     fails(&scanner, IN_FIRST_WINDOW, -EIO, "the first window fails");
@@ -217,9 +207,6 @@ int main(int argc, char **argv) {
     fl_scanner_stop(&scanner);
     gives_way(&vm, faults, -ENODEV, 1);
     gives_way(&vm, faults, -EIO, 9);
-    kill(victim.pid, SIGKILL);
-    fl_fault_stop(faults);
-    fl_serve_close(&vm);
-    (void)waitpid(victim.pid, NULL, 0);
+    served_vm_end(&vm, faults);
     return 0;
 }

@@ -4,17 +4,12 @@
  * write to the page by it would write to one that leaves. So such a page is young, for each tracker that sees devices. And a
  * page that we brought back, whose touches are hidden until it is armed.
  */
-#include <signal.h>
 #include <string.h>
-#include <sys/wait.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "pager/scan.h"
-#include "pager/serve.h"
 #include "served_vm.h"
 #include "swap/bring.h"
-#include "swap/fault.h"
 #include "victim.h"
 
 #define PAGES 4096u
@@ -24,19 +19,6 @@
 struct ages {
     uint8_t of[PAGES];
 };
-
-static bool possible(const char *tracker) {
-    struct fl_tracker_probe probes[FL_TRACKERS];
-    CHECK(fl_probe_trackers(0, 0, 0, probes) == 0, "probe");
-    for (unsigned i = 0; i < FL_TRACKERS; i++) {
-        if (strcmp(fl_tracker_name(probes[i].tracker), tracker) != 0)
-            continue;
-        if (!probes[i].possible)
-            printf("%-5s not tried: %s\n", tracker, probes[i].detail);
-        return probes[i].possible;
-    }
-    return false;
-}
 
 /* All of the first pages, by the victim's thread. */
 static void touch(struct victim *victim) {
@@ -92,9 +74,7 @@ static void check_brought(struct fl_vm *vm, struct fl_scanner *scanner, const ch
 }
 
 static void check_tracker(const char *tracker, uint64_t seed) {
-    struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 10000, .stall_target_permille = 1000};
-    struct fl_refused why = {0};
-    struct fl_fault_server *faults;
+    const struct fl_tracker_list trackers = trackers_of(tracker);
     struct fl_scanner scanner;
     struct fl_age_counts counts;
     static struct fl_vm vm;
@@ -102,12 +82,8 @@ static void check_tracker(const char *tracker, uint64_t seed) {
     struct victim victim = victim_start(PAGES, 1, seed);
     victim.shared->pause_us = 0;
     victim_hold(&victim, true);
-    options.vmm_pid = (int)victim.pid;
-    CHECK(fl_tracker_list_parse(tracker, &options.trackers), "tracker %s", tracker);
-    CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
-    CHECK(fl_fault_start(&vm, options.fault_threads, &faults) == 0, "fault thread");
-    fl_serve_began(&vm, fl_now());
-    fl_scanner_start(&scanner, &vm, faults, &options.trackers, false);
+    struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
+    fl_scanner_start(&scanner, &vm, faults, &trackers, false);
     CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
     for (unsigned i = 0; i < 3; i++)
         CHECK(fl_scanner_scan(&scanner, &counts), "a scan is void");
@@ -125,12 +101,8 @@ static void check_tracker(const char *tracker, uint64_t seed) {
     printf("%-5s %u pages touched between harvest and arming: young\n", tracker, TOUCHED);
 
     check_brought(&vm, &scanner, tracker);
-
-    kill(victim.pid, SIGKILL);
     fl_scanner_stop(&scanner);
-    fl_fault_stop(faults);
-    fl_serve_close(&vm);
-    (void)waitpid(victim.pid, NULL, 0);
+    served_vm_end(&vm, faults);
 }
 
 int main(int argc, char **argv) {
@@ -141,8 +113,11 @@ int main(int argc, char **argv) {
     unsigned tried = 0;
     fl_log_setup(FL_LOG_WARNING, 0);
     for (size_t i = 0; i < sizeof(trackers) / sizeof(trackers[0]); i++) {
-        if (!possible(trackers[i]))
+        const char *missing = tracker_missing(trackers[i]);
+        if (missing) {
+            printf("%-5s not tried: %s\n", trackers[i], missing);
             continue;
+        }
         check_tracker(trackers[i], seed + i);
         tried++;
     }

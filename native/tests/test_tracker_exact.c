@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "served_vm.h"
 #include "slow.h"
 #include "tracked_guest.h"
 
@@ -149,7 +150,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof(subjects) / sizeof(subjects[0]); i++) {
         struct timespec start, end;
         struct total total = {0};
-        const char *missing = tracked_missing(subjects[i].tracker);
+        const char *missing = tracker_missing(subjects[i].tracker);
         if (only && strcmp(only, subjects[i].tracker) != 0)
             continue;
         if (missing) {

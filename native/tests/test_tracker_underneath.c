@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "host_memory.h"
+#include "served_vm.h"
 #include "tracked_guest.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -389,7 +390,7 @@ int main(int argc, char **argv) {
     need_paging();
     uint64_t random = seed_of(argc, argv);
     for (size_t i = 0; i < sizeof(subjects) / sizeof(subjects[0]); i++) {
-        const char *missing = tracked_missing(subjects[i].tracker);
+        const char *missing = tracker_missing(subjects[i].tracker);
         if (only && strcmp(only, subjects[i].tracker) != 0)
             continue;
         if (missing) {

@@ -14,15 +14,6 @@
 #define LATE_MS 200u
 #define SCAN_TRIES 20u
 
-const char *tracked_missing(const char *tracker) {
-    static struct fl_tracker_probe probes[FL_TRACKERS];
-    CHECK(fl_probe_trackers(0, 0, 0, probes) == 0, "fl_probe_trackers");
-    for (uint32_t i = 0; i < FL_TRACKERS; i++)
-        if (strcmp(fl_tracker_name(probes[i].tracker), tracker) == 0)
-            return probes[i].possible ? NULL : probes[i].detail;
-    return "this pager does not know it";
-}
-
 /* ---- scans ------------------------------------------------------------------------------------------------- */
 
 /* How many scans there were since the last look, and the record of the last of them. */

@@ -51,9 +51,6 @@ struct tracked_guest {
     uint64_t shown; /* mismatches that were described */
 };
 
-/* What the host says of a tracker by its name: NULL when it can be used, else what is missing. */
-const char *tracked_missing(const char *tracker);
-
 struct tracked_guest tracked_start(const struct tracked_options *options);
 /* Detach the pager, end the VMM. */
 void tracked_end(struct tracked_guest *guest);
