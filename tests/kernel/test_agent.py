@@ -25,7 +25,8 @@ _LIMIT_SECONDS = 900.0
 # A page that comes back costs 1 ms on an idle machine, and some 15 ms beside the sanitizers' builds.
 _VM_LIMIT_SECONDS = 400.0
 _SERIAL = "/tmp/vm"
-_WORKLOAD = Workload(mib=32, hot_mib=1, interval_ms=1000)
+_FILLED_MIB = 32
+_WORKLOAD = Workload(mib=_FILLED_MIB, hot_mib=1, interval_ms=1000)
 _VM = GuestConfig(name="inside", memory_mib=160, vcpus=1, workload=_WORKLOAD)
 # Asks the agent's admin socket for its status, once a second, without an interpreter's start each time.
 _ASK = f"""#!{python_program()}
@@ -72,7 +73,7 @@ class Vm:
         """Every page of the workload is read and compared."""
         self.kernel.shell(f"echo 'verify {number}' > {_SERIAL}.in")
         status = self.wait(lambda status: status["jobs_done"] >= number, "verified")
-        assert status["errors"] == 0 and status["filled_pages"] == _WORKLOAD.mib * 256
+        assert status["errors"] == 0 and status["filled_pages"] == _FILLED_MIB * 256
 
     def injected(self) -> list[str]:
         """What QEMU holds open that only we could have put there."""
