@@ -7,34 +7,36 @@
 
 #include "victim.h"
 
-#define PAGES 32768u
 #define FIRST 64u
 
+static uint32_t pages;
+
 static bool nearly_all_away(const struct fl_status *status) {
-    return status->evicted_pages > PAGES * 3 / 4;
+    return status->evicted_pages > pages * 3 / 4;
 }
 
 /* And the pager has nothing under way: pages that are on their way out while they are freed are another matter. */
 static void evict_nearly_all(const struct victim *victim, struct fl_pager *connection) {
-    CHECK(pager_budget(connection, PAGES * 4096ull, 600).error == 0, "budget");
+    CHECK(pager_budget(connection, pages * 4096ull, 600).error == 0, "budget");
     struct fl_status status = status_of(victim);
-    for (unsigned i = 0; i < 600 && !nearly_all_away(&status); i++) {
+    for (unsigned i = 0; i < 120 && !nearly_all_away(&status); i++) {
         CHECK(pager_tell(connection, (struct fl_command){.kind = FL_COMMAND_SCAN}).error == 0, "scan");
-        sleep_ms(100);
+        sleep_ms(500);
         status = status_of(victim);
     }
     CHECK(nearly_all_away(&status), "%llu pages away", (unsigned long long)status.evicted_pages);
-    CHECK(pager_budget(connection, PAGES * 4096ull, 0).error == 0, "no lease: nothing more goes");
+    CHECK(pager_budget(connection, pages * 4096ull, 0).error == 0, "no lease: nothing more goes");
     sleep_ms(500);
 }
 
 int main(int argc, char **argv) {
     need_paging();
+    pages = rounds(32768, 4096);
     char socket_path[64];
     snprintf(socket_path, sizeof(socket_path), "/tmp/fl-forget-%d.sock", (int)getpid());
     static const char *const more[] = {"--stall-target-permille", "1000",    "--log-level", "warning",
                                        "--scan-interval-ms",      "3600000", NULL};
-    struct victim victim = victim_start(PAGES, 4, seed_of(argc, argv));
+    struct victim victim = victim_start(pages, 4, seed_of(argc, argv));
     victim.shared->hot_pages = FIRST;
     victim.shared->pause_us = 0;
     pid_t pager = pager_start(&victim, socket_path, more);
@@ -46,9 +48,9 @@ int main(int argc, char **argv) {
         evict_nearly_all(&victim, connection);
         uint64_t removed = status_of(&victim).removed_pages;
         victim.shared->hot_pages = 0;
-        victim_order(&victim, VICTIM_REMOVE, FIRST, PAGES - FIRST, 30);
+        victim_order(&victim, VICTIM_REMOVE, FIRST, pages - FIRST, 30);
         sleep_ms(300);
-        CHECK(status_of(&victim).removed_pages - removed > PAGES / 2, "%llu stored copies forgotten",
+        CHECK(status_of(&victim).removed_pages - removed > pages / 2, "%llu stored copies forgotten",
               (unsigned long long)(status_of(&victim).removed_pages - removed));
         CHECK(victim_verify(&victim, 60) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);
     }
