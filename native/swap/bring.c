@@ -47,8 +47,8 @@ static void settle(struct fl_vm *vm, struct run *run, uint32_t from, uint32_t to
                                   : fl_entry_with_state(entry, FL_PAGE_EVICTED);
         if (resident && run->fresh)
             __atomic_store_n(&vm->vault.ages[run->first + i], 0, __ATOMIC_RELAXED);
-        atomic_store_explicit(fl_slot(vm, run->first + i), after, memory_order_release);
-        if (resident) {
+        bool freed = !fl_settle(vm, run->first + i, entry, after);
+        if (resident || freed) {
             fl_discard(vm, entry);
             fl_count_away(vm, fl_entry_tier(entry), -1);
         }
@@ -116,13 +116,26 @@ static int write_run(struct fl_bringer *bringer, struct run *run, uint32_t at, u
     return 0;
 }
 
+/* How many pages from `at` on the VMM has not freed, as late as can be (swap/load.c). */
+static uint32_t still_wanted(struct fl_vm *vm, const struct run *run, uint32_t at) {
+    uint32_t end = at;
+    while (end < run->count && !fl_freed(vm, run->first + end, run->entry[end]))
+        end++;
+    return end - at;
+}
+
 /* Fill the holes of a run. Entries are settled page by page as far as the kernel got. */
 static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
     struct fl_vm *vm = bringer->vm;
     uint64_t address = fl_address_of_page(vm, run->region, run->first);
     uint32_t at = 0, tries = 0;
     while (at < run->count) {
-        uint64_t done, length = (uint64_t)(run->count - at) * FL_PAGE_SIZE;
+        uint64_t done, length = (uint64_t)still_wanted(vm, run, at) * FL_PAGE_SIZE;
+        if (!length) {
+            settle(vm, run, at, at + 1, false);
+            at++;
+            continue;
+        }
         int error = fl_uffd_copy(vm, address + (uint64_t)at * FL_PAGE_SIZE, bringer->pages + (size_t)at * FL_PAGE_SIZE,
                                  length, &done);
         uint32_t filled = (uint32_t)(done / FL_PAGE_SIZE);

@@ -12,12 +12,14 @@
  *
  * Who may change what. Every change is a compare-and-swap; a state names its only owner:
  *   RESIDENT  anybody may take it: mover -> FREEZING, fault thread -> BUSY
- *   FREEZING  mover; a fault thread may cancel it (-> BUSY)
- *   PUNCHING  mover alone: stored, write-protected, hole being punched
+ *   FREEZING  mover; a fault thread may cancel it (-> BUSY, or -> RESIDENT when the VMM frees the page)
+ *   PUNCHING  mover: stored, write-protected, hole being punched
  *   EVICTED   anybody may take it -> LOADING
  *   LOADING   whoever took it: stored copy on its way back
  *   BUSY      the fault thread that took it: zero-fill or un-protect under way, nothing stored
  *   POISONED  final
+ * PUNCHING and LOADING stay their owner's when the VMM frees the page, but lose tier and payload: the owner, who knows them,
+ * gives the stored copy up and leaves a hole (fl_settle()).
  */
 #ifndef FL_SWAP_ENTRY_H
 #define FL_SWAP_ENTRY_H

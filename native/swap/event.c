@@ -25,11 +25,27 @@ static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
     return true;
 }
 
+/* What becomes of an entry whose page is freed; itself: nothing. Resident pages are in the file's hands. */
+static fl_entry after_free(fl_entry entry) {
+    enum fl_page_state state = fl_entry_state(entry);
+    if (!fl_entry_valid(entry))
+        return entry;
+    if (state == FL_PAGE_EVICTED || state == FL_PAGE_FREEZING)
+        return 0;
+    if (state == FL_PAGE_PUNCHING || state == FL_PAGE_LOADING)
+        return fl_entry_make(state, FL_TIER_ZERO, 0);
+    return entry;
+}
+
 static bool forget_page(struct fl_vm *vm, uint64_t page, fl_entry entry) {
-    if (fl_entry_state(entry) != FL_PAGE_EVICTED || !fl_entry_valid(entry))
-        return false; /* resident ones are in the file's hands; moving ones: their owner finds out */
-    if (!fl_swap_entry(vm, page, &entry, 0))
-        return false;
+    fl_entry after;
+    do {
+        after = after_free(entry);
+        if (after == entry)
+            return false;
+    } while (!fl_swap_entry(vm, page, &entry, after));
+    if (fl_entry_state(entry) != FL_PAGE_EVICTED)
+        return fl_entry_state(entry) != FL_PAGE_FREEZING; /* its owner does the rest */
     fl_discard(vm, entry);
     fl_count_away(vm, fl_entry_tier(entry), -1);
     return true;

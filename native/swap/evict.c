@@ -90,10 +90,15 @@ static void release(struct fl_vm *vm, const struct batch *batch) {
 
 /* Give page i back as resident if it is still ours. */
 static void let_go(struct fl_vm *vm, struct batch *batch, uint32_t i, enum fl_tier mark) {
-    fl_entry mine = batch->entry[i];
-    if (mine && fl_swap_entry(vm, batch->first + i, &mine,
-                              mark == FL_TIER_REJECTED ? fl_entry_make(FL_PAGE_RESIDENT, FL_TIER_REJECTED, 0) : 0))
+    fl_entry mine = batch->entry[i], now = mine;
+    fl_entry after = mark == FL_TIER_REJECTED ? fl_entry_make(FL_PAGE_RESIDENT, FL_TIER_REJECTED, 0) : 0;
+    if (fl_entry_state(mine) == FL_PAGE_PUNCHING) {
+        (void)fl_settle(vm, batch->first + i, mine, after);
         fl_discard(vm, mine);
+    } else if (mine) {
+        (void)fl_swap_entry(vm, batch->first + i, &now,
+                            after); /* nothing is stored yet, and anybody may have cancelled it */
+    }
     batch->entry[i] = 0;
 }
 
@@ -280,11 +285,14 @@ static int punch_pages(struct fl_evictor *evictor, struct batch *batch, struct f
             fl_entry mine = batch->entry[k];
             if (failed || zeros) {
                 let_go(vm, batch, k, failed ? FL_TIER_ZERO : FL_TIER_REJECTED);
-            } else {
-                fl_count_away(vm, fl_entry_tier(mine), 1); /* before a fault can count it out again */
-                atomic_store_explicit(fl_slot(vm, batch->first + k), fl_entry_with_state(mine, FL_PAGE_EVICTED),
-                                      memory_order_release);
+                continue;
+            }
+            fl_count_away(vm, fl_entry_tier(mine), 1); /* before a fault can count it out again */
+            if (fl_settle(vm, batch->first + k, mine, fl_entry_with_state(mine, FL_PAGE_EVICTED))) {
                 done->pages++;
+            } else {
+                fl_discard(vm, mine);
+                fl_count_away(vm, fl_entry_tier(mine), -1);
             }
         }
         error = failed ? failed : error;

@@ -56,11 +56,9 @@ void fl_discard(struct fl_vm *vm, fl_entry entry) {
         (void)fl_pool_free(vm->pool, fl_entry_payload(entry));
 }
 
-static void settle(struct fl_vm *vm, uint64_t page, fl_entry entry, enum fl_page_state state) {
-    /* LOADING has one owner, us: a plain store cannot run over anybody's change. */
-    fl_entry after =
-        state == FL_PAGE_EVICTED ? fl_entry_with_state(entry, FL_PAGE_EVICTED) : fl_entry_make(state, FL_TIER_ZERO, 0);
-    atomic_store_explicit(fl_slot(vm, page), after, memory_order_release);
+static void give_up_copy(struct fl_vm *vm, fl_entry entry) {
+    fl_discard(vm, entry);
+    fl_count_away(vm, fl_entry_tier(entry), -1);
 }
 
 int fl_poison_hole(struct fl_vm *vm, uint32_t region, uint64_t page) {
@@ -89,7 +87,7 @@ void fl_count_out(struct fl_vm *vm, fl_entry entry) {
 void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
     uint64_t now = fl_now();
     atomic_store(&vm->vault.header->corrupt, 1);
-    settle(vm, page, entry, FL_PAGE_POISONED);
+    atomic_store_explicit(fl_slot(vm, page), fl_entry_make(FL_PAGE_POISONED, FL_TIER_ZERO, 0), memory_order_release);
     int error = fl_poison_hole(vm, region, page);
     FL_COUNT(vm, checksum_errors, 1);
     FL_COUNT(vm, poisoned_pages, error != -ENOSYS); /* refused for now: the next fault repeats it */
@@ -114,17 +112,18 @@ int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, vo
         return -EBADMSG;
     }
     uint64_t address = fl_address_of_page(vm, region, page);
-    int error = fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
+    /* As late as can be: between here and the call behind it a page that is freed still gets its old content. */
+    int error = fl_freed(vm, page, entry) ? -EAGAIN : fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
     *woken_ns = fl_now();
     if (error && error != -EEXIST) {
-        settle(vm, page, entry, FL_PAGE_EVICTED);
+        if (!fl_settle(vm, page, entry, fl_entry_with_state(entry, FL_PAGE_EVICTED)))
+            give_up_copy(vm, entry);
         return error;
     }
     if (error) /* the VMM filled the hole itself; its page is the newer one, and COPY has woken nobody */
         (void)fl_uffd_wake(vm, address, FL_PAGE_SIZE);
     __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
-    settle(vm, page, entry, FL_PAGE_RESIDENT);
-    fl_discard(vm, entry);
-    fl_count_away(vm, fl_entry_tier(entry), -1);
+    (void)fl_settle(vm, page, entry, 0);
+    give_up_copy(vm, entry);
     return 0;
 }

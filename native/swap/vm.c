@@ -73,6 +73,21 @@ int fl_file_has(struct fl_vm *vm, uint32_t region, uint64_t page) {
     return 0; /* set aside (fallocate), and never filled */
 }
 
+static bool is_freed(fl_entry now, fl_entry mine) {
+    return now != mine && now == fl_entry_make(fl_entry_state(mine), FL_TIER_ZERO, 0);
+}
+
+bool fl_freed(struct fl_vm *vm, uint64_t page, fl_entry mine) {
+    return is_freed(atomic_load_explicit(fl_slot(vm, page), memory_order_acquire), mine);
+}
+
+bool fl_settle(struct fl_vm *vm, uint64_t page, fl_entry mine, fl_entry after) {
+    fl_entry now = mine; /* or damaged meanwhile: its owner puts it right */
+    while (!fl_swap_entry(vm, page, &now, is_freed(now, mine) ? 0 : after))
+        ;
+    return !is_freed(now, mine);
+}
+
 bool fl_forks_wait(struct fl_vm *vm) {
     for (uint32_t i = 0; i < FL_FORKS_MAX; i++)
         if (atomic_load(&vm->forks[i]) >= 0)

@@ -106,6 +106,11 @@ static inline bool fl_swap_entry(struct fl_vm *vm, uint64_t page, fl_entry *expe
                                                    memory_order_acquire);
 }
 
+/* Whether the VMM has freed a page that we own as `mine`, PUNCHING or LOADING. */
+bool fl_freed(struct fl_vm *vm, uint64_t page, fl_entry mine);
+/* Make `after` of it. False: it has been freed, is a hole now, and what `mine` names is for its owner to discard. */
+bool fl_settle(struct fl_vm *vm, uint64_t page, fl_entry mine, fl_entry after);
+
 #define FL_COUNT(vm, field, n) __atomic_fetch_add(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
 #define FL_UNCOUNT(vm, field, n) __atomic_fetch_sub(&(vm)->vault.stats->status.field, (uint64_t)(n), __ATOMIC_RELAXED)
 #define FL_READ(vm, field) __atomic_load_n(&(vm)->vault.stats->status.field, __ATOMIC_RELAXED)
