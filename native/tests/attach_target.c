@@ -294,11 +294,8 @@ static void append_file(FILE *out, int pid, const char *name, const char *const 
     FILE *file = fopen(path, "re");
     MUST(file, "%s", path);
     while (fgets(line, sizeof(line), file)) {
-        bool wanted = only == NULL;
-#ifdef FL_SANITIZE_THREAD
-        /* Its run-time library maps memory of its own whenever it likes; what we map has a name. */
-        wanted &= strchr(line, '/') != NULL;
-#endif
+        /* A sanitizer's library maps memory of its own whenever it likes; what we map has a name. */
+        bool wanted = only == NULL && (!SANITIZED || strchr(line, '/') != NULL);
         for (size_t i = 0; only && only[i]; i++) {
             wanted |= strncmp(line, only[i], strlen(only[i])) == 0;
         }
