@@ -16,8 +16,6 @@
 #define RUNS 16u
 #define ALONE_PAGES 500u
 #define RUN_PERCENT 80.0
-#define POLLED_PAGES 40u
-#define POLL_ROUNDS 5u
 #define FRAME ((UINT64_C(1) << 55) - 1)
 #define ON_LRU (UINT64_C(1) << 5)
 
@@ -196,45 +194,11 @@ static void test_own_memory(uint64_t *random) {
     damon_field_end(field);
 }
 
-/* By one worker without a rest, from before the arming until after the look. How many of 1,000 are seen. */
-static uint32_t poll_pages(struct damon_field *field, uint32_t worker) {
-    struct kvm_touch script[POLLED_PAGES];
-    uint32_t seen = 0;
-    for (uint32_t i = 0; i < POLLED_PAGES; i++)
-        script[i] = (struct kvm_touch){.page = 100 + 7 * i, .kind = KVM_TOUCH_LOAD, .times = 1};
-    for (unsigned round = 0; round < POLL_ROUNDS; round++) {
-        kvm_vmm_begin(&field->vmm, worker, script, POLLED_PAGES, 0);
-        sleep_ms(100);
-        CHECK(damon_field_arm(field) == 0, "arm");
-        sleep_ms(100);
-        damon_field_look(field);
-        CHECK(kvm_vmm_stop(&field->vmm, worker, 60).error == 0, "worker %u", worker);
-        for (uint32_t i = 0; i < POLLED_PAGES; i++)
-            seen += field->seen[100 + 7 * i];
-    }
-    return seen * 1000 / (POLLED_PAGES * POLL_ROUNDS);
-}
-
-/*
- * A thread that does not leave its CPU keeps its pages in the TLB, and sets no ACCESS bit again: that of a VMM (one that polls a
- * queue in guest memory) may be seen or not, and nothing is promised of it. A vCPU's is seen: KVM drops its entries.
- */
-static void test_polled(void) {
-    struct damon_field *field = damon_field_make(8 * MIB, 1, DAMON_EXACT_MS, true);
-    CHECK(damon_field_create(field) == 0, "create");
-    uint32_t vcpu = poll_pages(field, 0), vmm = poll_pages(field, kvm_vmm_host(&field->vmm));
-    printf("%u pages touched without a rest: %u of 1000 seen by a vCPU, %u by a thread of the VMM\n", POLLED_PAGES,
-           vcpu, vmm);
-    CHECK(vcpu >= 10 * EXACT_PERCENT, "what a vCPU touches is not seen");
-    damon_field_end(field);
-}
-
 int main(int argc, char **argv) {
     uint64_t random = seed_of(argc, argv);
     need_damon();
     test_off_list(&random);
     test_own_memory(&random);
-    test_polled();
     test_exact(32 * MIB, rounds(20, 8), 2000, &random);
     test_exact(256 * MIB, 2, 20000, &random);
     test_regions(&random);

@@ -5,8 +5,13 @@
  * VMM touches is judged by itself, too: it goes another way, and would be lost among what the vCPUs touch. The ages of all
  * that was not touched must grow by one each time. The VMM's own memory, very large and very hot, shows nowhere.
  */
+#include <dirent.h>
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "served_vm.h"
 #include "slow.h"
@@ -15,6 +20,8 @@
 #define MIB (UINT64_C(1) << 20)
 #define ROUNDS (SANITIZED ? 20u : 100u) /* all of them also on an emulated machine: exact is a matter of many */
 #define TRIES 4u
+#define POLLED_PAGES 40u
+#define POLL_SCANS 11u
 #define SECONDS 60u
 #define PPM_ALL 1000000u
 
@@ -97,6 +104,58 @@ static void run_rounds(struct tracked_guest *guest, unsigned count, uint32_t mos
     check_histograms(guest);
 }
 
+/* All threads of a process on these CPUs, as far as they can be. */
+static void pin(pid_t pid, const cpu_set_t *cpus) {
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+    DIR *tasks = opendir(path);
+    CHECK(tasks, "%s: %s", path, strerror(errno));
+    for (struct dirent *task; (task = readdir(tasks));)
+        if (atoi(task->d_name) > 0)
+            (void)sched_setaffinity(atoi(task->d_name), sizeof(*cpus), cpus);
+    closedir(tasks);
+}
+
+/* The VMM alone on one CPU, and pager and test on the others: so that no switch of process empties its TLB. */
+static void keep_apart(const struct tracked_guest *guest, bool apart) {
+    cpu_set_t all, mine, rest;
+    CPU_ZERO(&all);
+    for (long cpu = 0; cpu < sysconf(_SC_NPROCESSORS_CONF) && cpu < CPU_SETSIZE; cpu++)
+        CPU_SET((size_t)cpu, &all);
+    rest = all;
+    CPU_ZERO(&mine);
+    CPU_SET(1, &mine);
+    CPU_CLR(1, &rest);
+    pin(guest->vmm.pid, apart ? &mine : &all);
+    pin(guest->pager, apart ? &rest : &all);
+    pin(getpid(), apart ? &rest : &all);
+}
+
+/*
+ * A thread of the VMM that does not leave its CPU (it polls a queue in guest memory, say) keeps its pages in the TLB, and sets no
+ * ACCESS bit again on its own.
+ */
+static void check_polled(struct tracked_guest *guest, uint64_t least_ppm) {
+    struct kvm_touch script[POLLED_PAGES];
+    uint32_t host = kvm_vmm_host(&guest->vmm);
+    for (uint32_t i = 0; i < POLLED_PAGES; i++)
+        script[i] = (struct kvm_touch){.page = 100 + 7 * i, .kind = KVM_TOUCH_LOAD, .times = 1};
+    keep_apart(guest, true);
+    kvm_vmm_begin(&guest->vmm, host, script, POLLED_PAGES, 0);
+    for (unsigned scan = 0; scan < POLL_SCANS; scan++) {
+        sleep_ms(50); /* it goes round, also before it is first asked about */
+        for (uint32_t i = 0; i < POLLED_PAGES; i++)
+            guest->touched[script[i].page] = scan ? TRACKED_TOUCHED : TRACKED_UNSURE;
+        (void)tracked_scan(guest);
+    }
+    CHECK(kvm_vmm_stop(&guest->vmm, host, SECONDS).error == 0, "the VMM's thread");
+    keep_apart(guest, false);
+    for (uint32_t i = 0; i < POLLED_PAGES; i++)
+        guest->touched[script[i].page] = TRACKED_UNSURE;
+    (void)tracked_scan(guest);
+    tracked_judge(guest, "polled by a thread of the VMM", least_ppm);
+}
+
 struct total { /* of all rounds of a tracker */
     uint64_t scans, voids;
     uint64_t vmm_right, vmm_missed;
@@ -129,6 +188,8 @@ static void check_tracker(const struct subject *subject, bool large_pages, unsig
                                                                          .large_pages = large_pages,
                                                                          .empty_pages = 256});
     char what[96];
+    if (!large_pages) /* first: what a flush of the TLBs lives on is used up with time (track/tlb.h) */
+        check_polled(&guest, subject->least_ppm);
     run_rounds(&guest, count, subject->touches, random);
     snprintf(what, sizeof(what), "%u vCPUs, guest's own pages of %s", kvm_vmm_host(&guest.vmm),
              large_pages ? "2 MiB" : "4 KiB");

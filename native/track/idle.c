@@ -21,12 +21,7 @@
  * Frames wait for their LRU list in a batch of each CPU, and are not looked at before they are there: the last 31 that a
  * CPU faulted in or migrated would look accessed for ever on a calm host (lru.h).
  *
- * Clearing ACCESS bits flushes no TLB: a CPU that has a page in its TLB does not set the bit again, and the hottest pages
- * of all look idle. What there is to do about it from outside: membarrier() interrupts CPUs and flushes nothing;
- * /proc/PID/clear_refs and process_madvise(MADV_COLD) change what we want to look at; mprotect() has to run in the VMM. But
- * protecting pages by userfaultfd, for whichever freeze the memory is registered, and lifting it at once changes nothing in
- * the end, and its flush is of the whole address space if the range is longer than 33 pages (x86), and of all vCPUs if KVM
- * had mapped any of it. So every arming ends with a few of these.
+ * Clearing ACCESS bits flushes no TLB, so every arming ends with that (tlb.h).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -36,23 +31,18 @@
 #include "attach/proc.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "swap/uffd.h"
 #include "track/direct_io.h"
 #include "track/lru.h"
 #include "track/page_idle.h"
+#include "track/tlb.h"
 #include "track/track.h"
 
-#define FLUSHES 4u
-#define FLUSH_PAGES 64u
-#define PROTECT_TRIES 50u
+#define OFFERED_OF_CHUNK 4u
 
 struct fl_tracker {
     struct fl_vm *vm;
     struct fl_lru lru;
-    uint64_t random; /* so that not always the same pages pay for the flush */
-    bool mapped_any; /* of the arming under way: the VMM has these pages mapped */
-    uint32_t mapped_region;
-    uint64_t mapped[FLUSHES];
+    struct fl_tlb tlb;
     /* What collect() has read, by region, until harvest() has told of it: pages of the region up to `told` are. */
     uint64_t *seen[FL_MAX_REGIONS];
     uint64_t told[FL_MAX_REGIONS];
@@ -192,52 +182,21 @@ static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, 
 
 static int mark(struct fl_tracker *tracker, uint32_t region, uint64_t skipped) {
     const struct fl_page_idle *idle = &tracker->idle;
-    for (uint32_t i = 0; i < FLUSHES && idle->count; i++) {
-        tracker->random = tracker->random * UINT64_C(6364136223846793005) + 1442695040888963407u;
-        tracker->mapped_any = true;
-        tracker->mapped_region = region;
-        tracker->mapped[i] = fl_region(tracker->vm, region)->first_page + skipped +
-                             fl_page_idle_index(idle, (uint32_t)((tracker->random >> 33) % idle->count));
+    for (uint32_t i = 0; i < OFFERED_OF_CHUNK && idle->count; i++) {
+        uint32_t index = fl_page_idle_index(idle, (uint32_t)(fl_tlb_random(&tracker->tlb) % idle->count));
+        fl_tlb_offer(&tracker->tlb, region, fl_region(tracker->vm, region)->first_page + skipped + index);
     }
     return fl_page_idle_mark(&tracker->idle);
-}
-
-/* Around one page. */
-static int flush_by(struct fl_vm *vm, uint32_t region, uint64_t page) {
-    uint64_t pages = fl_region_pages(vm, region), skip = page - fl_region(vm, region)->first_page;
-    uint64_t count = pages < FLUSH_PAGES ? pages : FLUSH_PAGES;
-    skip = skip < pages - count ? skip : pages - count;
-    uint64_t address = fl_address_of_page(vm, region, fl_region(vm, region)->first_page + skip);
-    int error = fl_uffd_protect_patiently(vm, address, count * FL_PAGE_SIZE, true, PROTECT_TRIES);
-    return error ? error : fl_uffd_protect_patiently(vm, address, count * FL_PAGE_SIZE, false, PROTECT_TRIES);
-}
-
-/*
- * At several places, because protecting flushes nothing where nobody ever wrote. A write to these pages at this very moment
- * is answered as any to a page that is being frozen. Nothing depends on the flush but how exact we are: an address space
- * that changes all the time gets none.
- */
-static void flush_tlbs(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
-    int error = 0;
-    for (uint32_t i = 0; i < FLUSHES && tracker->mapped_any && !error; i++) {
-        uint64_t start_ns = fl_now();
-        error = flush_by(tracker->vm, tracker->mapped_region, tracker->mapped[i]);
-        uint64_t took_ns = fl_now() - start_ns;
-        *stop_max_ns = took_ns > *stop_max_ns ? took_ns : *stop_max_ns;
-    }
-    if (error && error != -ESRCH)
-        fl_log_text(FL_LOG_DEBUG, "no_tlb_flush", "userfaultfd protection on process %d: %s", tracker->vm->pid,
-                    strerror(-error));
 }
 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     *stop_max_ns = 0;
     forget(tracker);
     fl_lru_drain(&tracker->lru);
-    tracker->mapped_any = false;
+    fl_tlb_begin(&tracker->tlb);
     int error = for_all(tracker, mark);
     if (!error)
-        flush_tlbs(tracker, stop_max_ns);
+        fl_tlb_flush(&tracker->tlb, tracker->vm, stop_max_ns);
     return error;
 }
 
