@@ -25,6 +25,7 @@ from .result import Result
 
 _BOOT_LIMIT_SECONDS = 120.0
 _OFF_LIMIT_SECONDS = 20.0
+_STILL_SECONDS = 10.0
 _COMMAND_LINE = (
     "console=ttyS0",
     "loglevel=5",  # warnings show, and with them every report of the kernel's about itself
@@ -114,6 +115,7 @@ class Kernel:
 
     def _arguments(self, image: Path, port: int, console: int) -> list[str]:
         command = ["qemu-system-x86_64", "-machine", "pc", "-no-user-config", "-nodefaults", "-display", "none"]
+        command += ["-name", "kernel,debug-threads=on"]
         # TCG's "max" has AMD's SVM with nested paging, whatever the machine: KVM works inside.
         command += ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"]
         command += ["-smp", f"{self.config.vcpus},sockets={self.config.nodes}"]
@@ -184,6 +186,38 @@ class Kernel:
         if self._broken is None and self._process.poll() is not None:
             self._broken = f"QEMU ended with {self._process.returncode}"
         return self._broken or self._console.trouble()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's."""
+        return self._process.pid
+
+    def stands_still(self) -> bool:
+        """Whether the emulated machine has stopped: no command is answered, and no CPU of it has run at all since.
+
+        TCG has been seen to leave all CPUs halted with timers due. Whatever hangs inside, a kernel that lives takes
+        interrupts.
+        """
+        if self._process.poll() is not None:
+            return False
+        asked = self.start(["true"], timeout=_STILL_SECONDS)
+        deadline = time.monotonic() + _STILL_SECONDS
+        while not asked.ended and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if asked.ended:
+            return False
+        before = self._cpu_ticks()
+        time.sleep(_STILL_SECONDS)
+        return bool(before) and self._cpu_ticks() == before and not asked.ended
+
+    def _cpu_ticks(self) -> dict[str, str]:
+        """CPU time of each emulated CPU's thread, as /proc has it."""
+        ticks = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            name, _, rest = (task / "stat").read_text().partition(") ")
+            if "(CPU " in name:
+                ticks[task.name] = " ".join(rest.split()[11:13])
+        return ticks
 
     @property
     def ready_text(self) -> str:

@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +11,14 @@ import pytest
 from tests.conftest import why_no_guest
 from tests.system.agent_rig import ENFORCE
 from tests.system.guest import GuestConfig, Workload
+from tests.system.guest.errors import GuestError
 
 from .boot import Kernel, KernelConfig
 from .channel import Running
+from .left_out import PROPERTY
 from .python_image import python_config, python_program
 from .qemu_image import qemu_config, vm_command
+from .verdict import TRIES
 
 MIB = 1 << 20
 _POLL_SECONDS = 0.5
@@ -81,15 +84,15 @@ class Vm:
         return [line for line in links.splitlines() if "userfaultfd" in line or "frostline" in line]
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+@pytest.fixture
+def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Kernel]:
+    """Gives a kernel to be entered."""
     reason = why_no_guest()
     if reason is not None:
         pytest.skip(reason)
     texts = {"/tests/ask": _ASK, "/etc/policy.yaml": ENFORCE, "/etc/limits.yaml": _LIMITS}
     config = qemu_config(python_config(KernelConfig(memory_mib=2048, texts=texts)))
-    with Kernel(config, tmp_path_factory.mktemp("agent")) as kernel:
-        yield kernel
+    return lambda: Kernel(config, tmp_path_factory.mktemp("agent"))
 
 
 def wait_vm(ask: Running, agent: Running, wanted: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
@@ -114,8 +117,8 @@ def probe_vm(kernel: Kernel) -> dict[str, Any]:
     return found | {"trackers": {tracker["name"]: tracker for tracker in found["trackers"]}}
 
 
-@pytest.mark.timeout(400)
-def test_probe_finds_what_this_kernel_is_booted_for(host: Kernel) -> None:
+def check_probe(host: Kernel) -> None:
+    """Before there is a VM."""
     said = json.loads(host.run(["frostline-agent", "probe", "--json"], timeout=_AGENT_LIMIT_SECONDS).check().stdout)
     trackers = {tracker["name"]: tracker for tracker in said["trackers"]}
     assert said["tracker"] == "rwp" and said["freeze_method"] == "rwp"
@@ -123,8 +126,8 @@ def test_probe_finds_what_this_kernel_is_booted_for(host: Kernel) -> None:
     assert not trackers["idle"]["possible"] and "page_idle" in trackers["idle"]["detail"]
 
 
-@pytest.mark.timeout(_LIMIT_SECONDS + 120)
-def test_a_vm_under_kvm_is_evicted_served_and_let_go(host: Kernel) -> None:
+def check_vm(host: Kernel) -> None:
+    """It is evicted, served, survives a kill of its pager, and is let go."""
     vm = Vm(host)
     vm.wait(lambda status: status["phase"] == "run", "filled")
     probed = probe_vm(host)
@@ -158,3 +161,20 @@ def test_a_vm_under_kvm_is_evicted_served_and_let_go(host: Kernel) -> None:
     vm.verify(2)
     ask.kill()
     vm.qemu.kill()
+
+
+@pytest.mark.timeout(TRIES * (_LIMIT_SECONDS + 120))
+def test_a_vm_under_kvm_is_evicted_served_and_let_go(
+    boot: Callable[[], Kernel], request: pytest.FixtureRequest
+) -> None:
+    for left in reversed(range(TRIES)):
+        with boot() as host:
+            try:
+                check_probe(host)
+                check_vm(host)
+            except (AssertionError, GuestError):
+                if not left or not host.stands_still():
+                    raise
+                request.node.user_properties += [(PROPERTY, "run again, no verdict: the emulated machine has stopped")]
+            else:
+                return

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The harness itself: what goes wrong inside is seen, said and bounded."""
 
+import os
 import random
 import re
 import signal
@@ -34,6 +35,16 @@ def test_a_hang_is_ended_at_its_limit_and_says_where_it_hung(kernel: Kernel) -> 
     with pytest.raises(GuestError, match="over its limit"):
         result.check()
     assert not re.search("1234|4321", kernel.shell("ps"))
+
+
+def test_a_machine_that_has_stopped_is_told_from_one_that_lives(kernel: Kernel) -> None:
+    assert not kernel.stands_still()
+    os.kill(kernel.pid, signal.SIGSTOP)
+    try:
+        assert kernel.stands_still()
+    finally:
+        os.kill(kernel.pid, signal.SIGCONT)
+    assert not kernel.stands_still() and kernel.shell("echo here") == "here\n"
 
 
 def test_what_a_command_leaves_behind_is_killed_unless_it_is_to_be_kept(kernel: Kernel) -> None:
