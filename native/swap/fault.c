@@ -216,22 +216,21 @@ static bool is_owned(fl_entry entry) {
 
 /*
  * Flipped bits in the table: whatever the entry says, it is not to be believed, least of all that nothing is stored. A page that
- * is in memory needs no entry; the content of a hole is lost. Then the fault is looked at again: as any other, or until
+ * the file has needs no entry; the content of a hole is lost. Then the fault is looked at again: as any other, or until
  * the waiter has its error (the kernel may refuse a poison as it may refuse a copy).
  */
 static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
-    uint64_t cached;
     fl_entry before;
     if (fl_entry_before_flip(entry, &before) && is_owned(before))
-        return;                                          /* its owner goes on with what it knows, and puts it right */
-    (void)fl_pages_cached(vm, region, page, 1, &cached); /* what cannot be told is taken for lost */
-    if (!fl_swap_entry(vm, page, &entry, cached ? 0 : fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0)))
+        return;                                     /* its owner goes on with what it knows, and puts it right */
+    bool there = fl_file_has(vm, region, page) > 0; /* what cannot be told is taken for lost */
+    if (!fl_swap_entry(vm, page, &entry, there ? 0 : fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0)))
         return;
-    if (!cached) {
+    if (!there) {
         fl_poison(vm, region, page, entry);
         return;
     }
-    log_failure("entry_damaged", page, "the page is in memory and stays", -EBADMSG);
+    log_failure("entry_damaged", page, "the file has the page, and it stays", -EBADMSG);
     fl_count_out(vm, entry);
 }
 
