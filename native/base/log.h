@@ -13,6 +13,11 @@ void fl_log_setup(enum fl_log_level level, int vmm_pid);
 /* Level from its word ("debug", "info", "warning", "error"); false when the word is another. */
 bool fl_log_level_parse(const char *word, enum fl_log_level *out);
 
+/* Of what is tried for ever: whether failure number `times` is worth a line, the first and then ever more seldom. */
+static inline bool fl_log_worth(uint64_t times) {
+    return (times & (times - 1)) == 0;
+}
+
 /*
  * `event` is a stable word; `format` gives further JSON members without a leading comma, e.g.
  * fl_log(FL_LOG_INFO, "evicted", "\"pages\":%u", pages). Strings must be escaped: use fl_log_text for prose.

@@ -48,10 +48,8 @@ static void settle(struct fl_vm *vm, struct run *run, uint32_t from, uint32_t to
         if (resident && run->fresh)
             __atomic_store_n(&vm->vault.ages[run->first + i], 0, __ATOMIC_RELAXED);
         bool freed = !fl_settle(vm, run->first + i, entry, after);
-        if (resident || freed) {
-            fl_discard(vm, entry);
-            fl_count_away(vm, fl_entry_tier(entry), -1);
-        }
+        if (resident || freed)
+            fl_give_up_copy(vm, entry);
     }
 }
 

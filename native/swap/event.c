@@ -46,8 +46,7 @@ static bool forget_page(struct fl_vm *vm, uint64_t page, fl_entry entry) {
     } while (!fl_swap_entry(vm, page, &entry, after));
     if (fl_entry_state(entry) != FL_PAGE_EVICTED)
         return fl_entry_state(entry) != FL_PAGE_FREEZING; /* its owner does the rest */
-    fl_discard(vm, entry);
-    fl_count_away(vm, fl_entry_tier(entry), -1);
+    fl_give_up_copy(vm, entry);
     return true;
 }
 
@@ -90,8 +89,7 @@ static void forget_put_off(struct fl_vm *vm) {
     if (count > FL_REMOVALS_MAX)
         fl_log(FL_LOG_WARNING, "removals_not_noted",
                "\"count\":%u,\"detail\":\"the VMM freed memory so often during one zap; what of that was away still "
-               "counts "
-               "as away, and what the guest finds there is its own old bytes\"",
+               "counts as away, and what the guest finds there is its own old bytes\"",
                count - FL_REMOVALS_MAX);
 }
 

@@ -239,11 +239,6 @@ bool fl_punch_left_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint
     return fl_pages_cached(vm, region, first, count, cached) || cached[0];
 }
 
-/* Of what is tried for ever: the first failure, and then ever more seldom. */
-static bool worth_a_line(uint64_t failures) {
-    return (failures & (failures - 1)) == 0;
-}
-
 void fl_write_over_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count, const void *content) {
     size_t bytes = (size_t)count * FL_PAGE_SIZE, done = 0;
     uint64_t failures = 0;
@@ -251,7 +246,7 @@ void fl_write_over_zeros(struct fl_vm *vm, uint32_t region, uint64_t first, uint
     while (done < bytes && !atomic_load(&vm->gone)) {
         ssize_t n = pwrite(vm->memory[region].fd, (const uint8_t *)content + done, bytes - done, offset + (off_t)done);
         if (n < 0 && errno != EINTR) {
-            if (worth_a_line(++failures))
+            if (fl_log_worth(++failures))
                 fl_log_text(
                     FL_LOG_ERROR, "not_written_back",
                     "pwrite of %zu bytes that could not be evicted to the memfd of process %d, %llu times: %s; tried "
@@ -291,8 +286,7 @@ static int punch_pages(struct fl_evictor *evictor, struct batch *batch, struct f
             if (fl_settle(vm, batch->first + k, mine, fl_entry_with_state(mine, FL_PAGE_EVICTED))) {
                 done->pages++;
             } else {
-                fl_discard(vm, mine);
-                fl_count_away(vm, fl_entry_tier(mine), -1);
+                fl_give_up_copy(vm, mine);
             }
         }
         error = failed ? failed : error;
@@ -346,7 +340,7 @@ static void fit_batch(struct fl_evictor *evictor, uint64_t took_ns) {
 static void leave_sync(struct fl_vm *vm, uint64_t since_ns) {
     int error;
     for (uint64_t try = 1; (error = fl_uffd_sync(vm, false)) && error != -ESRCH && !atomic_load(&vm->gone); try++) {
-        if (worth_a_line(try))
+        if (fl_log_worth(try))
             fl_log_text(
                 FL_LOG_ERROR, "sync_mode_stays",
                 "UFFDIO_SET_MODE back to async on process %d, %llu times: %s; every touch of cold memory there is "

@@ -385,7 +385,7 @@ static bool is_shortage(int error) {
 /* Outside of the batch: who waits for the events that were read must not wait for this. Said ever more seldom. */
 static void wait_out_shortage(struct worker *worker, int error) {
     uint64_t times = ++worker->shortages;
-    if ((times & (times - 1)) == 0)
+    if (fl_log_worth(times))
         fl_log_text(
             FL_LOG_ERROR, "event_not_read",
             "read of the userfaultfd of process %d, %llu times: %s; it has forked, and no touch is answered until "

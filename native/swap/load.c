@@ -56,7 +56,7 @@ void fl_discard(struct fl_vm *vm, fl_entry entry) {
         (void)fl_pool_free(vm->pool, fl_entry_payload(entry));
 }
 
-static void give_up_copy(struct fl_vm *vm, fl_entry entry) {
+void fl_give_up_copy(struct fl_vm *vm, fl_entry entry) {
     fl_discard(vm, entry);
     fl_count_away(vm, fl_entry_tier(entry), -1);
 }
@@ -117,13 +117,13 @@ int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, vo
     *woken_ns = fl_now();
     if (error && error != -EEXIST) {
         if (!fl_settle(vm, page, entry, fl_entry_with_state(entry, FL_PAGE_EVICTED)))
-            give_up_copy(vm, entry);
+            fl_give_up_copy(vm, entry);
         return error;
     }
     if (error) /* the VMM filled the hole itself; its page is the newer one, and COPY has woken nobody */
         (void)fl_uffd_wake(vm, address, FL_PAGE_SIZE);
     __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
     (void)fl_settle(vm, page, entry, 0);
-    give_up_copy(vm, entry);
+    fl_give_up_copy(vm, entry);
     return 0;
 }

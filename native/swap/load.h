@@ -28,6 +28,9 @@ int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, vo
  */
 void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry);
 
+/* Of a page that was counted as away: it is not any more, and its stored copy goes. */
+void fl_give_up_copy(struct fl_vm *vm, fl_entry entry);
+
 /* Count a page out that was away by its entry, if it was: a damaged one may say what never was. */
 void fl_count_out(struct fl_vm *vm, fl_entry entry);
 
