@@ -18,7 +18,7 @@ CTEST_FLAGS ?= --output-on-failure --no-tests=error
 TEST_SOAK_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 SOAK_FLAGS ?= -m soak
-# How many evictions `make test-races` sets against writes, with each kind of freeze.
+# How many races between evictions and writes `make test-races` runs, with each kind of freeze.
 RACES ?= 1000000
 RACES_SECONDS ?= 7200
 # make bench BENCH_FLAGS=--quick: a look, not a figure to quote.
@@ -35,7 +35,7 @@ help:
 	@echo 'make lint         ruff, mypy, clang-format, buf'
 	@echo 'make bench        the figures, as ratios of one run'
 	@echo 'make bench-trackers  what each tracker costs, and how exact it is: tables, and plots in build/bench-trackers'
-	@echo 'make test-races   $(RACES) evictions against writes to the same pages, here and in Linux 7.3 (RACES=)'
+	@echo 'make test-races   $(RACES) races of evictions and writes frozen by WP here, and as many by RWP in Linux 7.3 (RACES=)'
 	@echo 'make soak         writers under eviction and kills, $(SOAK_SECONDS) s (SOAK_SECONDS=)'
 	@echo 'make build        the C library, the pager and the Python package, editable, in $(VENV)'
 	@echo 'make proto        only the generated protobuf package'
@@ -141,11 +141,11 @@ test-kernel-idle: build
 	@$(PYTEST) $(PYTEST_FLAGS) tests/kernel/test_idle.py
 
 test-races: build kernel
-	@echo '== $(RACES) evictions against writes here =='
-	@FL_RACES=$(RACES) $(NATIVE)/tests/test_evict_race
-	@echo '== $(RACES) evictions against writes inside Linux 7.3 =='
-	@$(PYTHON) -m tests.kernel run --timeout $(RACES_SECONDS) --env FL_RACES=$(RACES) --tried rwp,zap \
-	    /tests/test_evict_race
+	@echo '== $(RACES) races of evictions and writes here, frozen by WP =='
+	@FL_RACES=$(RACES) FL_TRACKER=zap $(NATIVE)/tests/test_evict_race
+	@echo '== $(RACES) races of evictions and writes inside Linux 7.3, frozen by RWP =='
+	@$(PYTHON) -m tests.kernel run --timeout $(RACES_SECONDS) --env FL_RACES=$(RACES) --env FL_TRACKER=rwp \
+	    --tried rwp /tests/test_evict_race
 
 soak: build guest
 	@$(PYTEST) $(PYTEST_FLAGS) tests/chaos $(SOAK_FLAGS) --soak-seconds $(SOAK_SECONDS)

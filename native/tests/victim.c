@@ -141,13 +141,16 @@ static void *toucher(void *argument) {
         uint32_t free = 0;
         if (!atomic_compare_exchange_strong(&s->lock[page], &free, 1))
             continue;
-        check_page(s, page);
-        if (choice >> 40 & 1) {
-            write_page(s, page, s->generation[page] + 1);
-            atomic_fetch_add(&s->writes, 1);
+        uint32_t times = s->stay ? 1 + (uint32_t)(choice >> 48) % s->stay : 1;
+        for (uint32_t i = 0; i < times; i++) {
+            check_page(s, page);
+            if (choice >> 40 >> i % 8 & 1) {
+                write_page(s, page, s->generation[page] + 1);
+                atomic_fetch_add(&s->writes, 1);
+            }
+            atomic_fetch_add(&s->touches, 1);
         }
         unlock_page(s, page);
-        atomic_fetch_add(&s->touches, 1);
         if (s->pause_us)
             usleep(s->pause_us);
     }

@@ -48,6 +48,7 @@ struct victim_shared {
     uint32_t pages;
     uint32_t threads;
     uint32_t pause_us;  /* between two touches of a thread */
+    uint32_t stay;      /* touches of a page in a row, a random number up to this; 0: one */
     uint32_t hot_pages; /* threads stay within the first so many pages; 0: all */
     _Atomic(uint32_t) ready;
     _Atomic(uint32_t) stop;  /* threads end */
