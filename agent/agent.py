@@ -211,6 +211,7 @@ class Agent(Daemon):
             scan_interval_ms=round(document.scan_interval * 1000) if document.scan_interval else None,
             pool_max_bytes=self._limits.vm_pool_bytes(),
             stall_target_permille=document.stall_target,
+            longest_io_ms=None if document.longest_io is None else round(document.longest_io * 1000),
             log_level=self._settings.log_level,
             trackers=self._trackers(),
         )

@@ -23,7 +23,6 @@ MAX_LEASE_SECONDS: Final = 600.0
 CLOCK_TOLERANCE_SECONDS: Final = 300.0
 MAX_BUDGETS: Final = 4096
 MAX_MIN_AGE_SECONDS: Final = 10 * 365 * 86400.0
-MAX_SCANS: Final = 2**32 - 1
 # Scans are never exactly as long as planned; the policy counts a page as cold with the same tolerance.
 AGE_TOLERANCE: Final = 0.99
 
@@ -103,11 +102,9 @@ def judge(
     return Judgement(True, Reason.REASON_GRANTED, detail, lease, grants, results)
 
 
-def min_age_scans(min_age_seconds: float, scan_interval_seconds: float) -> int:
-    """Ages are counted in scans; the first number of scans that is the age, within the tolerance, and at least 1."""
-    if scan_interval_seconds <= 0:
-        return MAX_SCANS
-    return max(1, min(MAX_SCANS, math.ceil(min_age_seconds * AGE_TOLERANCE / scan_interval_seconds)))
+def min_age_ns(min_age_seconds: float) -> int:
+    """The age for a pager, which counts in scans and rounds up, less the tolerance."""
+    return int(min(min_age_seconds, MAX_MIN_AGE_SECONDS) * AGE_TOLERANCE * 1e9)
 
 
 def _refuse_whole(

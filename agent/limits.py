@@ -24,6 +24,7 @@ DEFAULT_PATH: Final = Path("/etc/frostline/limits.yaml")
 MAX_VMS: Final = 4096
 MIN_SCAN_SECONDS: Final = 0.1
 MAX_SCAN_SECONDS: Final = 3600.0
+MAX_IO_SECONDS: Final = 60.0
 
 
 class LimitsError(ValueError):
@@ -48,13 +49,21 @@ def _permille(value: object) -> int:
     return round(percent * 10)
 
 
-def _scan_seconds(value: object) -> float:
+def _seconds(value: object, low: float, high: float, limits: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{value!r} is not a duration; write it like 5s or 500ms")
     seconds = parse_duration(value)
-    if not MIN_SCAN_SECONDS <= seconds <= MAX_SCAN_SECONDS:
-        raise ValueError(f"{value!r} is out of range; give 100ms to 1h")
+    if not low <= seconds <= high:
+        raise ValueError(f"{value!r} is out of range; give {limits}")
     return seconds
+
+
+def _scan_seconds(value: object) -> float:
+    return _seconds(value, MIN_SCAN_SECONDS, MAX_SCAN_SECONDS, "100ms to 1h")
+
+
+def _io_seconds(value: object) -> float:
+    return _seconds(value, 0.0, MAX_IO_SECONDS, "0s to 60s")
 
 
 class _Strict(BaseModel):
@@ -90,6 +99,7 @@ class LimitsDocument(_Strict):
     stall_target: Annotated[int, BeforeValidator(_permille)] | None = None
     fault_threads: Annotated[int, Field(ge=1, le=16)] | None = None
     scan_interval: Annotated[float, BeforeValidator(_scan_seconds)] | None = None
+    longest_io: Annotated[float, BeforeValidator(_io_seconds)] | None = None
     trackers: Annotated[tuple[Tracker, ...] | None, BeforeValidator(parse_trackers)] = None
     vms: dict[str, VmLimits] = Field(default_factory=dict, max_length=MAX_VMS)
 

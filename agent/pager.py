@@ -39,6 +39,7 @@ class PagerOptions:
     scan_interval_ms: int | None = None
     pool_max_bytes: int | None = None
     stall_target_permille: int | None = None
+    longest_io_ms: int | None = None
     log_level: str = "info"
     trackers: tuple[Tracker, ...] = ()  # in order of preference; none: all there are, in the pager's order
 
@@ -57,6 +58,7 @@ class PagerOptions:
             ("--scan-interval-ms", self.scan_interval_ms),
             ("--pool-max-bytes", self.pool_max_bytes),
             ("--stall-target-permille", self.stall_target_permille),
+            ("--longest-io-ms", self.longest_io_ms),
         ):
             if value is not None:
                 argv += [option, str(value)]

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from frostline.agent.budgets import Grant, VmFacts, min_age_scans
+from frostline.agent.budgets import Grant, VmFacts, min_age_ns
 from frostline.agent.discovery import Vmm
 from frostline.agent.mglru import ColdEstimate
 from frostline.agent.pager import PagerLink, PagerProcess
@@ -169,16 +169,13 @@ class Vm:
         if self._pager is None or self._pager.gone:
             return ""  # the next pager gets it as soon as it serves
         lease_ns = max(0, self._lease_until_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-        interval_ns = self.status.scan_interval_ns if self.status else 0
-        if scan_interval_ms:
-            interval_ns = scan_interval_ms * 1_000_000
         command = Command(
             CommandKind.BUDGET,
             budget_bytes=self.grant.bytes if lease_ns else 0,
             rate_bytes=self.grant.rate_bytes_per_second,
             lease_ns=lease_ns,
             generation=self.grant_version,
-            min_age_scans=min_age_scans(self.grant.min_age_seconds, interval_ns / 1e9),
+            min_age_ns=min_age_ns(self.grant.min_age_seconds),
             scan_interval_ms=scan_interval_ms,
         )
         return await self.tell(command)

@@ -222,6 +222,11 @@ uint32_t fl_vault_scan_interval_ms(const struct fl_vault *vault) {
     return interval_ms < FL_SCAN_MS_MAX ? interval_ms : FL_SCAN_MS_MAX;
 }
 
+uint32_t fl_vault_age_interval_ms(const struct fl_vault *vault) {
+    uint32_t interval_ms = atomic_load(&vault->header->age_interval_ms);
+    return interval_ms >= FL_SCAN_MS_MIN && interval_ms <= FL_SCAN_MS_MAX ? interval_ms : 0;
+}
+
 void fl_vault_close(struct fl_vault *vault) {
     if (vault->base)
         munmap(vault->base, vault->file_bytes);

@@ -25,7 +25,7 @@
 #include "base/refused.h"
 
 #define FL_VAULT_MAGIC UINT64_C(0x746c7561765f4c46) /* "FL_vault" */
-#define FL_VAULT_VERSION 3
+#define FL_VAULT_VERSION 4
 #define FL_VAULT_HEADER_BYTES UINT64_C(65536)
 #define FL_VAULT_MAX_PAGES (UINT64_C(1) << 30) /* 4 TiB of guest memory */
 #define FL_SCAN_MS_MIN 100u                    /* each scan stops the VMM's main thread */
@@ -54,7 +54,7 @@ struct fl_vault_budget {
     _Atomic(uint64_t) rate_bytes;
     _Atomic(uint64_t) generation;
     _Atomic(uint64_t) lease_until_ns;
-    _Atomic(uint32_t) min_age_scans;
+    _Atomic(uint64_t) min_age_ns;
     _Atomic(uint32_t) drain; /* a drain was asked for and holds until the next budget */
 };
 
@@ -77,6 +77,7 @@ struct fl_vault_header {
     _Atomic(uint32_t) corrupt;       /* a checksum failed: nothing is evicted from this VM any more */
     _Atomic(uint32_t) unsafe;        /* enum fl_refusal found after attaching */
     _Atomic(uint32_t) scan_interval_ms;
+    _Atomic(uint32_t) age_interval_ms; /* in which the ages are counted (track/age.h); 0: nobody knows */
     _Atomic(uint32_t) pager_pid;
     _Atomic(uint32_t) freeze;        /* enum fl_freeze: how the regions are registered */
     _Atomic(uint64_t) uffd_features; /* that the userfaultfd was set up with: fixed for its life */
@@ -138,6 +139,8 @@ void fl_vault_move_region(struct fl_vault *vault, uint32_t index, uint64_t vmm_a
 void fl_vault_leave_region(struct fl_vault *vault, uint32_t index);
 /* How often to scan: what the vault says, within limits. */
 uint32_t fl_vault_scan_interval_ms(const struct fl_vault *vault);
+/* How often it was when the ages were counted, within the same limits; 0: nobody knows what they count. */
+uint32_t fl_vault_age_interval_ms(const struct fl_vault *vault);
 void fl_vault_close(struct fl_vault *vault);
 
 #endif

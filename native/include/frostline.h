@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* cffi:begin */
-#define FL_ABI 2
+#define FL_ABI 3
 #define FL_PAGE_SIZE 4096
 #define FL_MAX_REGIONS 64
 #define FL_AGE_BINS 16
@@ -194,8 +194,9 @@ struct fl_status {
     uint64_t budget_rate_bytes;     /* per second; 0 = no limit */
     uint64_t budget_generation;     /* the author's number, shown in records */
     uint64_t budget_lease_until_ns; /* 0 = none */
-    uint32_t budget_min_age_scans;
-    uint32_t brake_permille; /* share of the budget that the local brake leaves, 1000 = all */
+    uint64_t budget_min_age_ns;     /* pages idle for less stay */
+    uint32_t brake_permille;        /* share of the budget that the local brake leaves, 1000 = all */
+    uint32_t tracker_grain;         /* pages of which one speaks for all; 1: exact to a page; 0: no tracker yet */
 
     /* memory */
     uint64_t memory_bytes;   /* of all regions */
@@ -210,7 +211,7 @@ struct fl_status {
     uint64_t metadata_bytes; /* page table, ages, stats in host RAM */
 
     /* hotness, as of the last scan: bytes by age, and accesses by the age the page had */
-    uint64_t scan_interval_ns;
+    uint64_t scan_interval_ns; /* in which the ages are counted */
     uint64_t scans;
     uint64_t last_scan_ns; /* time at its end */
     uint64_t last_scan_took_ns;
@@ -291,7 +292,7 @@ uint64_t fl_latency_percentile(const uint64_t *buckets, uint32_t permille);
 enum fl_command_kind {
     FL_COMMAND_PING = 1,
     FL_COMMAND_BUDGET = 2,   /* uses the budget fields */
-    FL_COMMAND_SCAN = 3,     /* scan now */
+    FL_COMMAND_SCAN = 3,     /* scan now, and count it as a scan */
     FL_COMMAND_PREFETCH = 4, /* pages [first_page, first_page + page_count) back ahead of a touch */
     FL_COMMAND_DRAIN = 5,    /* everything back; stays attached, budget 0 */
     FL_COMMAND_DETACH = 6,   /* drain, unregister, close what was injected, end */
@@ -307,7 +308,7 @@ struct fl_command {
     uint64_t generation;
     uint64_t first_page;
     uint64_t page_count;
-    uint32_t min_age_scans;
+    uint64_t min_age_ns;       /* a page goes only when it was idle for so long in whole scans, and for one at least */
     uint32_t scan_interval_ms; /* 0 = leave as it is */
 };
 struct fl_reply {

@@ -78,7 +78,7 @@ static int set_budget(struct fl_vm *vm, const struct fl_command *command, struct
     atomic_store(&budget->lease_until_ns, 0);
     atomic_store(&budget->bytes, command->budget_bytes);
     atomic_store(&budget->rate_bytes, command->rate_bytes);
-    atomic_store(&budget->min_age_scans, command->min_age_scans);
+    atomic_store(&budget->min_age_ns, command->min_age_ns);
     uint64_t before = atomic_exchange(&budget->generation, command->generation);
     if (interval_ms)
         atomic_store(&vm->vault.header->scan_interval_ms, interval_ms);

@@ -21,6 +21,6 @@ void fl_gauges_publish(struct fl_vm *vm, enum fl_state state, enum fl_why why) {
     FL_SET(vm, budget_rate_bytes, atomic_load(&header->budget.rate_bytes));
     FL_SET(vm, budget_generation, atomic_load(&header->budget.generation));
     FL_SET(vm, budget_lease_until_ns, atomic_load(&header->budget.lease_until_ns));
-    FL_SET(vm, budget_min_age_scans, atomic_load(&header->budget.min_age_scans));
+    FL_SET(vm, budget_min_age_ns, atomic_load(&header->budget.min_age_ns));
     atomic_fetch_add(&stats->sequence, 1);
 }

@@ -22,6 +22,9 @@
 #define URGENT_NICE (-19)
 #define LARGE_BYTES (UINT64_C(64) << 30)
 
+#define LONGEST_IO_MS 2000u
+#define LONGEST_IO_MS_MAX 60000u
+
 static const char usage[] =
     "usage: frostline-pager --pid PID --socket PATH [options]\n"
     "\n"
@@ -33,6 +36,8 @@ static const char usage[] =
     "  --trackers LIST              rwp, zap, idle, damon in order of preference, or auto (auto)\n"
     "  --pool-max-bytes N           most host memory for compressed pages (no limit)\n"
     "  --stall-target-permille N    stall above which eviction is braked, 1 to 1000 (10)\n"
+    "  --longest-io-ms N            longest direct I/O of the VM's disks, 0 to 60000: nothing is evicted for so long\n"
+    "                               after a scan, at most half the time between two (2000)\n"
     "  --log-level L                debug, info, warning, error (info)\n"
     "  --version\n"
     "\n"
@@ -61,7 +66,7 @@ static int bad_value(const char *option, const char *value) {
 
 /* -1: go on; else the exit code. */
 static int parse(int argc, char **argv, struct fl_options *options) {
-    enum { PID = 1, SOCKET, THREADS, INTERVAL, TRACKERS, POOL, STALL, LEVEL, VERSION, HELP };
+    enum { PID = 1, SOCKET, THREADS, INTERVAL, TRACKERS, POOL, STALL, IO, LEVEL, VERSION, HELP };
     static const struct option known[] = {
         {"pid", required_argument, NULL, PID},
         {"socket", required_argument, NULL, SOCKET},
@@ -70,6 +75,7 @@ static int parse(int argc, char **argv, struct fl_options *options) {
         {"trackers", required_argument, NULL, TRACKERS},
         {"pool-max-bytes", required_argument, NULL, POOL},
         {"stall-target-permille", required_argument, NULL, STALL},
+        {"longest-io-ms", required_argument, NULL, IO},
         {"log-level", required_argument, NULL, LEVEL},
         {"version", no_argument, NULL, VERSION},
         {"help", no_argument, NULL, HELP},
@@ -77,7 +83,7 @@ static int parse(int argc, char **argv, struct fl_options *options) {
     };
     enum fl_log_level level = FL_LOG_INFO;
     uint64_t number = 0;
-    *options = (struct fl_options){.fault_threads = 2, .stall_target_permille = 10};
+    *options = (struct fl_options){.fault_threads = 2, .stall_target_permille = 10, .longest_io_ms = LONGEST_IO_MS};
     (void)fl_tracker_list_parse("auto", &options->trackers);
     int which = 0;
     for (int option; (option = getopt_long(argc, argv, "", known, &which)) != -1;) {
@@ -107,6 +113,10 @@ static int parse(int argc, char **argv, struct fl_options *options) {
         case STALL:
             fine = parse_number(optarg, 1, 1000, &number);
             options->stall_target_permille = (uint32_t)number;
+            break;
+        case IO:
+            fine = parse_number(optarg, 0, LONGEST_IO_MS_MAX, &number);
+            options->longest_io_ms = (uint32_t)number;
             break;
         case LEVEL:
             fine = fl_log_level_parse(optarg, &level);
@@ -224,7 +234,7 @@ static int serve(struct fl_vm *vm, const struct fl_options *options, int signal_
     fl_log(FL_LOG_INFO, "serving", "\"memory_bytes\":%llu,\"evicted_pages\":%llu,\"takeovers\":%u,\"ready_us\":%llu",
            (unsigned long long)FL_READ(vm, memory_bytes), (unsigned long long)FL_READ(vm, evicted_pages),
            vm->vault.stats->status.takeovers, (unsigned long long)((fl_now() - started_ns) / FL_NS_PER_US));
-    error = fl_mover_start(vm, faults, &options->trackers, options->stall_target_permille, &mover);
+    error = fl_mover_start(vm, faults, options, &mover);
     if (error) {
         fl_log_text(
             FL_LOG_ERROR, "no_mover",

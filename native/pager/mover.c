@@ -14,6 +14,7 @@
 #include "pager/choose.h"
 #include "pager/gauges.h"
 #include "pager/scan.h"
+#include "pager/serve.h"
 #include "pager/watch.h"
 #include "swap/fault.h"
 
@@ -47,7 +48,10 @@ struct fl_mover {
     struct prefetch prefetch[FL_PREFETCH_MAX];
 
     /* the mover's own */
+    uint64_t scan_began_ns; /* the last one; 0: none yet */
     uint64_t next_scan_ns;
+    uint64_t settled_ns; /* direct I/O that the last scan may not have seen is over */
+    uint64_t longest_io_ns;
     uint64_t tokens_ns; /* when the rate's tokens were last topped up */
     double tokens;      /* bytes */
     uint64_t tier_full_until_ns;
@@ -60,15 +64,47 @@ struct fl_mover {
 
 /* ---- scan ------------------------------------------------------------------------------------------------- */
 
+/* Nothing goes by the ages as they are, until a scan has been harvested. */
+static void forget_candidates(struct fl_chooser *chooser) {
+    memset(chooser->counts.candidates, 0, sizeof(chooser->counts.candidates));
+    fl_choose_restart(chooser);
+}
+
+/*
+ * Somebody wants scans more or less often. An age of so many scans is another time then, and the next scan must not be
+ * counted before a whole interval has gone by.
+ */
+static void keep_interval(struct fl_mover *mover) {
+    struct fl_vault *vault = &mover->vm->vault;
+    uint32_t wanted_ms = fl_vault_scan_interval_ms(vault);
+    if (wanted_ms == fl_vault_age_interval_ms(vault))
+        return;
+    fl_age_recount(mover->vm, wanted_ms);
+    forget_candidates(&mover->chooser);
+    mover->next_scan_ns = mover->scan_began_ns ? mover->scan_began_ns + wanted_ms * FL_NS_PER_MS : 0;
+}
+
+/*
+ * Direct I/O that begins between the last look at a page and its arming is in no age. Once it is over it does no harm, so
+ * nothing goes for as long as it may take; with scans that follow each other faster, for half of the time.
+ */
+static uint64_t settling_ns(const struct fl_mover *mover) {
+    uint64_t half_ns = fl_vault_scan_interval_ms(&mover->vm->vault) * FL_NS_PER_MS / 2;
+    return mover->longest_io_ns < half_ns ? mover->longest_io_ns : half_ns;
+}
+
 static void scan(struct fl_mover *mover) {
     struct fl_vm *vm = mover->vm;
     struct fl_chooser *chooser = &mover->chooser;
     uint64_t start = fl_now();
     bool harvested = fl_scanner_scan(&mover->scanner, &chooser->counts);
+    mover->scan_began_ns = start;
     mover->next_scan_ns = start + fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS;
-    if (!harvested) /* what was touched meanwhile is in no age: nothing goes by them until a scan has been harvested */
-        memset(chooser->counts.candidates, 0, sizeof(chooser->counts.candidates));
-    fl_choose_restart(chooser);
+    mover->settled_ns = fl_now() + settling_ns(mover);
+    if (harvested)
+        fl_choose_restart(chooser);
+    else /* what was touched meanwhile is in no age */
+        forget_candidates(chooser);
     if (!harvested)
         return;
     FL_COUNT(vm, scans, 1);
@@ -133,22 +169,37 @@ static void note_evict_error(struct fl_mover *mover, int error) {
     mover->evict_error = error;
 }
 
+/* What the budget asks for, in the scans that ages count. */
+static uint64_t min_age_scans(const struct fl_vault *vault) {
+    uint64_t min_age_ns = atomic_load(&vault->header->budget.min_age_ns);
+    uint64_t interval_ns = fl_vault_age_interval_ms(vault) * FL_NS_PER_MS;
+    if (!interval_ns)
+        return UINT64_MAX;
+    uint64_t scans = min_age_ns / interval_ns + (min_age_ns % interval_ns != 0);
+    return scans < 1 ? 1 : scans;
+}
+
 /* One step of eviction. Returns how long to sleep before the next. */
 static uint64_t evict(struct fl_mover *mover, uint64_t now) {
     struct fl_vm *vm = mover->vm;
     struct fl_evicted done = {0};
     uint64_t allowance = 0;
+    enum fl_why before = mover->why;
     mover->why = may_evict(mover, now, &allowance);
     if (mover->why == FL_WHY_RATE || mover->why == FL_WHY_BRAKE)
         return 10 * FL_NS_PER_MS;
     if (mover->why != FL_WHY_EVICTING)
         return IDLE_NS;
-    uint32_t min_age = atomic_load(&vm->vault.header->budget.min_age_scans);
+    uint64_t min_age = min_age_scans(&vm->vault);
     if (min_age > UINT8_MAX) { /* ages end there: which pages are older cannot be told */
         mover->why = FL_WHY_NOTHING_COLD;
         return IDLE_NS;
     }
-    min_age = min_age < 1 ? 1 : min_age;
+    if (now < mover->settled_ns) {
+        if (before == FL_WHY_NOTHING_COLD)
+            mover->why = before; /* until it is known better */
+        return mover->settled_ns - now < IDLE_NS ? mover->settled_ns - now : IDLE_NS;
+    }
     /* Who is forgetting what the VMM has freed may come to a page that has been filled anew: its new copy is not meant. */
     fl_fault_quiesce(mover->scanner.faults);
     int more = fl_choose_evict(&mover->chooser, allowance, (uint8_t)min_age, &done);
@@ -297,6 +348,7 @@ static uint64_t step(struct fl_mover *mover) {
     pthread_mutex_unlock(&mover->lock);
 
     fl_watch_step(&mover->watch, vm, mover->chooser.bringer, now);
+    keep_interval(mover);
     bool scan_due = !mover->detach && (scan_now || now >= mover->next_scan_ns);
     if (!scan_due && take_prefetch(mover)) { /* a long range does not make scans wait */
         pause = prefetch(mover);
@@ -472,8 +524,8 @@ static void destroy(struct fl_mover *mover) {
     free(mover);
 }
 
-int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struct fl_tracker_list *trackers,
-                   uint32_t stall_target_permille, struct fl_mover **out) {
+int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struct fl_options *options,
+                   struct fl_mover **out) {
     struct fl_mover *mover = calloc(1, sizeof(*mover));
     if (!mover)
         return -ENOMEM;
@@ -490,9 +542,11 @@ int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struc
     uint64_t now = fl_now(), last = FL_READ(vm, last_scan_ns);
     mover->tokens_ns = now;
     /* A successor keeps the rhythm: what its predecessor armed is harvested when it is due, not earlier. */
-    fl_scanner_start(&mover->scanner, vm, faults, trackers, last != 0);
+    fl_scanner_start(&mover->scanner, vm, faults, &options->trackers, last != 0);
+    mover->scan_began_ns = last;
+    mover->longest_io_ns = options->longest_io_ms * FL_NS_PER_MS;
     mover->next_scan_ns = last ? last + fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS : now;
-    fl_brake_init(&mover->brake, stall_target_permille, now, FL_READ(vm, stall_ns));
+    fl_brake_init(&mover->brake, options->stall_target_permille, now, FL_READ(vm, stall_ns));
     fl_watch_init(&mover->watch, now);
     int error = mover->event_fd < 0 ? -errno : create_parts(mover);
     if (!error)

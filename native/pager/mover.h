@@ -20,8 +20,10 @@ enum fl_mover_end {
 };
 
 struct fl_mover;
-int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struct fl_tracker_list *trackers,
-                   uint32_t stall_target_permille, struct fl_mover **out);
+struct fl_options;
+/* Of `options` it takes trackers, stall_target_permille and longest_io_ms. 0 or a negative errno. */
+int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struct fl_options *options,
+                   struct fl_mover **out);
 /* Wait for the thread (it must have been told to release or detach, or the VM be gone). */
 void fl_mover_join(struct fl_mover *mover);
 

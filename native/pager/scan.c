@@ -59,6 +59,12 @@ static bool choose_next(struct fl_scanner *scanner) {
     return false;
 }
 
+static void tell_grain(const struct fl_scanner *scanner) {
+    const struct fl_tracker_ops *ops = scanner->ops;
+    uint32_t exact = scanner->tracker != NULL;
+    FL_SET(scanner->vm, tracker_grain, ops->grain && exact ? ops->grain(scanner->tracker) : exact);
+}
+
 /* From the list; then from its beginning once more; then from all that there are; then none. */
 static void choose(struct fl_scanner *scanner, enum fl_tracker_kind before) {
     struct fl_vm *vm = scanner->vm;
@@ -82,6 +88,7 @@ static void choose(struct fl_scanner *scanner, enum fl_tracker_kind before) {
         (void)choose_next(scanner);
     }
     FL_SET(vm, tracker, scanner->ops->kind);
+    tell_grain(scanner);
     if (scanner->ops->kind != before)
         fl_log(scanner->tracker ? FL_LOG_INFO : FL_LOG_ERROR, "tracker_chosen",
                "\"tracker\":\"%s\",\"before\":\"%s\",\"freeze\":\"%s\"", fl_tracker_name(scanner->ops->kind),
@@ -151,6 +158,7 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
         uint64_t start_ns = fl_now();
         error = scanner->ops->arm(scanner->tracker, &stop_max_ns);
         FL_COUNT(vm, arm_ns, fl_now() - start_ns);
+        tell_grain(scanner);
     }
     scanner->armed = !error;
     if (stop_max_ns > FL_READ(vm, scan_stop_max_ns))

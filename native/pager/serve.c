@@ -262,7 +262,8 @@ int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl
     int vault_fd, error = fl_vmm_open_vault(vm->pid, O_RDONLY, &vault_fd);
     if (!error)
         close(vault_fd);
-    error = error ? inspect_and_attach(vm, options, why) : take_over(vm, options, why);
+    bool anew = error != 0;
+    error = anew ? inspect_and_attach(vm, options, why) : take_over(vm, options, why);
     if (error)
         return error;
     struct fl_vault_header *header = vm->vault.header;
@@ -270,6 +271,8 @@ int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl
     if (options->scan_interval_ms || !atomic_load(&header->scan_interval_ms))
         atomic_store(&header->scan_interval_ms,
                      options->scan_interval_ms ? options->scan_interval_ms : FL_SCAN_INTERVAL_MS);
+    if (anew) /* all ages are 0 */
+        atomic_store(&header->age_interval_ms, fl_vault_scan_interval_ms(&vm->vault));
     struct fl_stats *stats = vm->vault.stats;
     if (atomic_load(&stats->sequence) & 1) /* the dead pager was in the middle of publishing */
         atomic_fetch_add(&stats->sequence, 1);
@@ -281,10 +284,7 @@ int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl
 void fl_serve_began(struct fl_vm *vm, uint64_t started_ns) {
     struct fl_status *status = &vm->vault.stats->status;
     /* A predecessor may have ended in sync mode. Only now, that nothing of it is PUNCHING any more. */
-    int error = fl_uffd_sync(vm, false);
-    if (error && error != -ESRCH)
-        fl_log_text(FL_LOG_ERROR, "sync_mode_stays", "UFFDIO_SET_MODE to async on process %d: %s", vm->pid,
-                    strerror(-error));
+    fl_uffd_leave_sync(vm);
     fl_regions_wake(vm);
     status->pager_started_ns = started_ns;
     status->takeover_ns = fl_now() - started_ns;

@@ -13,6 +13,7 @@ struct fl_options {
     uint32_t fault_threads;
     uint32_t scan_interval_ms;
     uint32_t stall_target_permille;
+    uint32_t longest_io_ms; /* nothing is evicted for so long after an arming, at most half an interval */
     uint64_t pool_max_bytes;
     struct fl_tracker_list trackers;
 };

@@ -22,7 +22,7 @@ class Command:
     generation: int = 0
     first_page: int = 0
     page_count: int = 0
-    min_age_scans: int = 0
+    min_age_ns: int = 0
     scan_interval_ms: int = 0
 
 
@@ -76,7 +76,7 @@ class Pager:
                 "generation": command.generation,
                 "first_page": command.first_page,
                 "page_count": command.page_count,
-                "min_age_scans": command.min_age_scans,
+                "min_age_ns": command.min_age_ns,
                 "scan_interval_ms": command.scan_interval_ms,
             },
         )

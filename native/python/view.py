@@ -34,8 +34,9 @@ class Status:
     budget_rate_bytes: int
     budget_generation: int
     budget_lease_until_ns: int
-    budget_min_age_scans: int
+    budget_min_age_ns: int
     brake_permille: int
+    tracker_grain: int
     memory_bytes: int
     resident_bytes: int
     swapped_bytes: int

@@ -336,18 +336,8 @@ static void fit_batch(struct fl_evictor *evictor, uint64_t took_ns) {
         evictor->batch_pages *= 2;
 }
 
-/* Goes on until it is done: in sync mode every touch of a cold page waits for us. */
 static void leave_sync(struct fl_vm *vm, uint64_t since_ns) {
-    int error;
-    for (uint64_t try = 1; (error = fl_uffd_sync(vm, false)) && error != -ESRCH && !atomic_load(&vm->gone); try++) {
-        if (fl_log_worth(try))
-            fl_log_text(
-                FL_LOG_ERROR, "sync_mode_stays",
-                "UFFDIO_SET_MODE back to async on process %d, %llu times: %s; every touch of cold memory there is "
-                "answered by this pager until it works; move the VM to another host if it does not",
-                vm->pid, (unsigned long long)try, strerror(-error));
-        fl_sleep_ns(FL_NS_PER_MS);
-    }
+    fl_uffd_leave_sync(vm);
     uint64_t took = fl_now() - since_ns;
     if (vm->freeze != FL_FREEZE_RWP)
         return;

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/kernel.h"
+#include "base/log.h"
 
 #define AGAIN_NS (20 * FL_NS_PER_US)
 #define EVENTS \
@@ -133,6 +134,19 @@ int fl_uffd_sync(struct fl_vm *vm, bool on) {
     struct uffdio_set_mode mode = {.enable = on ? 0 : UFFD_FEATURE_RWP_ASYNC,
                                    .disable = on ? UFFD_FEATURE_RWP_ASYNC : 0};
     return vm->freeze == FL_FREEZE_RWP ? call(vm, UFFDIO_SET_MODE, &mode) : 0;
+}
+
+void fl_uffd_leave_sync(struct fl_vm *vm) {
+    int error;
+    for (uint64_t try = 1; (error = fl_uffd_sync(vm, false)) && error != -ESRCH && !atomic_load(&vm->gone); try++) {
+        if (fl_log_worth(try))
+            fl_log_text(
+                FL_LOG_ERROR, "sync_mode_stays",
+                "UFFDIO_SET_MODE back to async on process %d, %llu times: %s; every touch of cold memory there is "
+                "answered by this pager until it works; move the VM to another host if it does not",
+                vm->pid, (unsigned long long)try, strerror(-error));
+        fl_sleep_ns(FL_NS_PER_MS);
+    }
 }
 
 int fl_uffd_wake(struct fl_vm *vm, uint64_t address, uint64_t length) {

@@ -53,6 +53,8 @@ int fl_uffd_protect_patiently(struct fl_vm *vm, uint64_t address, uint64_t lengt
  * itself. Ending it wakes every waiter. Takes the VMM's mmap lock for writing: once a window, not once a page.
  */
 int fl_uffd_sync(struct fl_vm *vm, bool on);
+/* Tries until it is done, or the VM gone: in sync mode every touch of a cold page waits for us. */
+void fl_uffd_leave_sync(struct fl_vm *vm);
 int fl_uffd_wake(struct fl_vm *vm, uint64_t address, uint64_t length);
 /* Touches of the hole get SIGBUS from now on. -ENOSYS when the kernel has no UFFDIO_POISON. */
 int fl_uffd_poison(struct fl_vm *vm, uint64_t address);

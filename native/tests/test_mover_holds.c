@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When the mover lets nothing go although the budget would: ages that do not know what an arming without a harvest has
- * hidden; and while it fails, which is shown. Its tracker only counts and fails; all else is a served process.
+ * hidden; after an arming, for as long as direct I/O may take that it has not seen; when scans come more or less often from
+ * now on, until ages mean what they did; and while it fails, which is shown. Its tracker only counts and fails; all else is
+ * a served process.
  */
 #include <errno.h>
 #include <signal.h>
@@ -18,6 +20,7 @@
 
 #define PAGES (2 * FL_WINDOW_PAGES) /* the first is passed over until the next scan when it fails */
 #define SECONDS 20u
+#define LONGEST_IO_MS 300u
 
 static struct {
     _Atomic(int) harvest_error, arm_error;
@@ -84,7 +87,7 @@ static void scan(void) {
 
 static void allow(uint64_t pages) {
     struct fl_vault_budget *budget = &vm.vault.header->budget;
-    atomic_store(&budget->min_age_scans, 1);
+    atomic_store(&budget->min_age_ns, 1);
     atomic_store(&budget->lease_until_ns, fl_now() + 600 * FL_NS_PER_SECOND);
     atomic_store(&budget->bytes, pages * FL_PAGE_SIZE);
     fl_mover_wake(mover);
@@ -131,8 +134,74 @@ static void a_failure_is_shown(void) {
     EXPECT(128, FL_WHY_BUDGET, "when it works again");
 }
 
+/* What began just before the arming, and was not seen, may still be writing. */
+static void nothing_goes_while_unseen_io_may_last(void) {
+    uint64_t armed;
+    scan();
+    armed = fl_now();
+    allow(136);
+    EXPECT(136, FL_WHY_BUDGET, "when it is over");
+    uint64_t waited_ms = (fl_now() - armed) / FL_NS_PER_MS;
+    CHECK(waited_ms + 10 >= LONGEST_IO_MS, "evicted %llu ms after an arming", (unsigned long long)waited_ms);
+}
+
+static void set_interval(uint32_t interval_ms) {
+    atomic_store(&vm.vault.header->scan_interval_ms, interval_ms);
+    fl_mover_wake(mover);
+    for (unsigned i = 0; i < SECONDS * 1000 && fl_vault_age_interval_ms(&vm.vault) != interval_ms; i++)
+        sleep_ms(1);
+    CHECK(fl_vault_age_interval_ms(&vm.vault) == interval_ms, "ages are still counted as before");
+}
+
+static void expect_ages(uint8_t age, const char *what) {
+    for (uint64_t page = 0; page < PAGES; page++)
+        CHECK(vm.vault.ages[page] == age, "%s: page %llu has age %u", what, (unsigned long long)page,
+              vm.vault.ages[page]);
+}
+
+static void set_ages(uint8_t age) {
+    memset(vm.vault.ages, age, PAGES);
+}
+
+/* Ten scans an hour apart are an hour when they lie six minutes apart, and the other way round. */
+static void ages_keep_what_they_mean(void) {
+    set_ages(20);
+    set_interval(1800000);
+    expect_ages(40, "half the time between scans");
+    set_ages(7);
+    set_interval(3600000);
+    expect_ages(3, "twice the time between scans");
+    set_ages(200);
+    set_interval(1000000);
+    expect_ages(UINT8_MAX, "more scans than can be counted");
+    atomic_store(&vm.vault.header->age_interval_ms, 0); /* a pager died while it did this */
+    set_interval(3600000);
+    expect_ages(0, "nobody knows how long scans lay apart");
+}
+
+/* Some hours old by scans of a second; then scans lie an hour apart, and nobody has been idle for that. */
+static void nothing_goes_by_ages_of_other_scans(void) {
+    uint64_t hours = 5 * 3600 * FL_NS_PER_SECOND;
+    set_ages(100);
+    set_interval(3600000);
+    scan();
+    atomic_store(&vm.vault.header->age_interval_ms, 1000); /* what these ages were */
+    atomic_store(&vm.vault.header->budget.min_age_ns, hours);
+    set_interval(3600000);
+    uint64_t away = FL_READ(&vm, evicted_pages);
+    atomic_store(&vm.vault.header->budget.bytes, (away + 64) * FL_PAGE_SIZE);
+    fl_mover_wake(mover);
+    EXPECT(away, FL_WHY_NOTHING_COLD, "ages of 100 s");
+    sleep_ms(2 * LONGEST_IO_MS);
+    EXPECT(away, FL_WHY_NOTHING_COLD, "ages of 100 s, a while later");
+    set_ages(5);
+    scan();
+    EXPECT(away + 64, FL_WHY_BUDGET, "ages of five hours and more");
+}
+
 int main(int argc, char **argv) {
-    struct fl_options options = {.fault_threads = 1, .scan_interval_ms = 3600000, .stall_target_permille = 1000};
+    struct fl_options options = {
+        .fault_threads = 1, .scan_interval_ms = 3600000, .stall_target_permille = 1000, .longest_io_ms = LONGEST_IO_MS};
     struct fl_refused why = {0};
     struct fl_fault_server *faults;
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -144,11 +213,14 @@ int main(int argc, char **argv) {
     CHECK(fl_serve_begin(&vm, &options, &why) == 0, "attach: %s", why.detail);
     CHECK(fl_fault_start(&vm, options.fault_threads, &faults) == 0, "fault threads");
     fl_serve_began(&vm, fl_now());
-    CHECK(fl_mover_start(&vm, faults, &options.trackers, options.stall_target_permille, &mover) == 0, "mover");
+    CHECK(fl_mover_start(&vm, faults, &options, &mover) == 0, "mover");
     for (unsigned i = 0; i < SECONDS * 1000 && !atomic_load(&fake.arms); i++)
         sleep_ms(1);
     nothing_goes_after_an_arming_without_harvest();
     a_failure_is_shown();
+    nothing_goes_while_unseen_io_may_last();
+    ages_keep_what_they_mean();
+    nothing_goes_by_ages_of_other_scans();
     fl_mover_release(mover);
     fl_mover_join(mover);
     kill(victim.pid, SIGKILL);

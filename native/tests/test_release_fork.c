@@ -51,7 +51,7 @@ int main(int argc, char **argv) {
     evict_first(&vm, PAGES);
     atomic_store(&vm.forks[FL_FORKS_MAX - 1], eventfd(0, EFD_CLOEXEC));
     CHECK(fl_fault_start(&vm, 1, &faults) == 0, "fault thread");
-    CHECK(fl_mover_start(&vm, faults, &options.trackers, 1000, &mover) == 0, "mover");
+    CHECK(fl_mover_start(&vm, faults, &options, &mover) == 0, "mover");
     CHECK((listener = fl_control_listen(socket_path)) >= 0, "socket");
     CHECK(pthread_create(&thread, NULL, control, NULL) == 0, "thread");
 

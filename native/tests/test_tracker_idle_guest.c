@@ -157,7 +157,7 @@ static void test_evict(uint64_t *random) {
                                 .budget_bytes = MEMORY_BYTES,
                                 .lease_ns = UINT64_C(600000000000),
                                 .generation = 1,
-                                .min_age_scans = 2};
+                                .min_age_ns = 2 * 3600 * UINT64_C(1000000000)};
     CHECK(pager_tell(session.connection, budget).error == 0, "budget");
     wait_until(&session.victim, all_cold_away, 60, "the cold pages away");
     struct fl_status status = status_of(&session.victim);

@@ -398,14 +398,15 @@ void victim_end(struct victim *victim) {
 pid_t pager_start(const struct victim *victim, const char *socket_path, const char *const *more) {
     const char *program = getenv("FROSTLINE_PAGER");
     char pid_text[16];
-    const char *arguments[24] = {program, "--pid", pid_text, "--socket", socket_path, "--scan-interval-ms", "100"};
+    const char *arguments[24] = {program, "--pid",           pid_text, "--socket", socket_path, "--scan-interval-ms",
+                                 "100",   "--longest-io-ms", "0"}; /* no device writes into these pages */
     if (!program) {
         printf("skipped: FROSTLINE_PAGER does not name the pager program\n");
         kill(victim->pid, SIGKILL);
         exit(77);
     }
     snprintf(pid_text, sizeof(pid_text), "%d", (int)victim->pid);
-    for (unsigned i = 7; more && *more && i < 23; i++)
+    for (unsigned i = 9; more && *more && i < 23; i++)
         arguments[i] = *more++;
     pid_t pager = fork();
     if (pager == 0) {
@@ -443,7 +444,7 @@ struct fl_reply pager_budget(struct fl_pager *pager, uint64_t bytes, uint64_t le
                                                  .budget_bytes = bytes,
                                                  .lease_ns = lease_seconds * 1000000000u,
                                                  .generation = 1,
-                                                 .min_age_scans = 1});
+                                                 .min_age_ns = 1});
 }
 
 int pager_wait(pid_t pager, unsigned seconds) {

@@ -165,7 +165,7 @@ static int look_at_region(struct fl_vm *vm, const struct fl_tracker_ops *ops, st
 static void publish(struct fl_vm *vm, const struct fl_age_counts *counts, const uint64_t *promotions) {
     struct fl_stats *stats = vm->vault.stats;
     uint64_t resident[FL_AGE_BINS] = {0}, evicted[FL_AGE_BINS] = {0}, resident_pages = 0, working_set = 0;
-    uint64_t interval_ns = fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS;
+    uint64_t interval_ns = fl_vault_age_interval_ms(&vm->vault) * FL_NS_PER_MS;
     for (uint32_t age = 0; age < 256; age++) {
         uint32_t bin = fl_age_bin((uint8_t)age);
         resident_pages += counts->resident[age];
@@ -212,4 +212,19 @@ int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tr
         free(sights[i].high);
     }
     return error;
+}
+
+void fl_age_recount(struct fl_vm *vm, uint32_t interval_ms) {
+    _Atomic(uint32_t) *counted_in = &vm->vault.header->age_interval_ms;
+    uint64_t before_ms = fl_vault_age_interval_ms(&vm->vault);
+    atomic_store(counted_in, 0); /* whoever comes after a kill from here on finds ages of both kinds */
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
+        uint64_t first = fl_region(vm, i)->first_page, end = first + fl_region_pages(vm, i);
+        for (uint64_t page = first; page < end; page++) {
+            uint8_t age = __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED);
+            uint64_t now = age * before_ms / interval_ms;
+            set_age(vm, page, age, now < UINT8_MAX ? (uint8_t)now : UINT8_MAX);
+        }
+    }
+    atomic_store(counted_in, interval_ms);
 }

@@ -26,6 +26,12 @@ int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tr
                 struct fl_age_counts *counts);
 
 /*
+ * Ages are counted in scans. Count them in scans that lie `interval_ms` apart from now on: each gets what it amounts to, rounded
+ * down; 0 where that is not known. Nobody scans meanwhile.
+ */
+void fl_age_recount(struct fl_vm *vm, uint32_t interval_ms);
+
+/*
  * What the VMM's file has, without touching anything: bit i of `in_ram` is page first + i, there in host RAM; of
  * `swapped`, one that the host has swapped out. Neither: a hole. count <= FL_SCAN_PAGES. 0 or a negative errno.
  */

@@ -410,12 +410,17 @@ static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *
     return true;
 }
 
+static uint32_t grain_of(const struct fl_tracker *tracker) {
+    return tracker->plan.grain;
+}
+
 const struct fl_tracker_ops fl_tracker_damon = {
     .kind = FL_TRACKER_DAMON,
     .freeze = FL_FREEZE_NONE,
     .probe = probe,
     .create = create,
     .destroy = destroy,
+    .grain = grain_of,
     .collect = collect,
     .harvest = harvest,
     .forget = forget,

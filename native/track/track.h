@@ -3,8 +3,8 @@
  * Trackers: ways to see which pages were accessed since the last arming. One interface, a file a tracker.
  * Ages and histograms (track/age.h) are made from what a tracker harvests and know nothing of how it saw.
  *
- * A scan is: collect, harvest of every part of every region, then arm, which makes young what was touched in between. Between scans the chooser harvests single windows
- * again, to leave out what was touched since.
+ * A scan is: collect, harvest of every part of every region, then arm, which makes young what was touched in between.
+ * Between scans the chooser harvests single windows again, to leave out what was touched since.
  */
 #ifndef FL_TRACK_TRACK_H
 #define FL_TRACK_TRACK_H
@@ -41,6 +41,8 @@ struct fl_tracker_ops {
      * what is missing. Changes nothing.
      */
     bool (*probe)(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes);
+    /* NULL (exact to a page), or of how many pages one speaks for all, as of the last arming. */
+    uint32_t (*grain)(const struct fl_tracker *tracker);
     /* `faults` answers the messages that arming may cause. 0 or a negative errno. */
     int (*create)(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out);
     /* Disarm: what it changed on the host is put back as it was. NULL is harmless. */

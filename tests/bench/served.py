@@ -67,6 +67,7 @@ class ServedVictim:
         command = [
             str(self.victim.programs.pager), "--pid", str(self.victim.pid), "--socket", str(self._socket),
             "--scan-interval-ms", str(NO_SCANS_MS), "--stall-target-permille", "1000", "--log-level", "error",
+            "--longest-io-ms", "0",
         ]  # fmt: skip
         if self._fault_threads:
             command += ["--fault-threads", str(self._fault_threads)]
@@ -127,9 +128,7 @@ class ServedVictim:
         """Evict all that is old enough, without a rate limit; the EVICT records. Ends without a lease."""
         self.records(RecordKind.EVICT)
         self.command(
-            Command(
-                CommandKind.BUDGET, budget_bytes=self.victim.bytes, lease_ns=LEASE_NS, min_age_scans=1, generation=1
-            )
+            Command(CommandKind.BUDGET, budget_bytes=self.victim.bytes, lease_ns=LEASE_NS, min_age_ns=1, generation=1)
         )
         wanted = self.victim.pages * 99 // 100
         found: list[Record] = []

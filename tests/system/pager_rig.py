@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -39,6 +40,7 @@ class PagerRig:
         self.process: subprocess.Popen[bytes] | None = None
         self._options: Final = options
         self._launcher: Final = launcher
+        self._interval_ms: Final = int(dict(itertools.pairwise(options)).get("--scan-interval-ms", 10_000))
         # A test's own folder may be too deep for a socket's 107 bytes.
         self._sockets: Final = tempfile.TemporaryDirectory(prefix="fl-pager-")
         self.socket: Final = f"{self._sockets.name}/p.sock"
@@ -121,11 +123,11 @@ class PagerRig:
     def budget(
         self, mib: float, min_age: int = 2, lease: float = LEASE_SECONDS, rate_mib: float = 0, generation: int = 1
     ) -> None:
-        """Leave to have so many MiB away."""
+        """Leave to have so many MiB away. ``min_age``: in scans."""
         self.done(
             CommandKind.BUDGET,
             budget_bytes=int(mib * MIB),
-            min_age_scans=min_age,
+            min_age_ns=min_age * self._interval_ms * 1_000_000,
             lease_ns=int(lease * 1e9),
             rate_bytes=int(rate_mib * MIB),
             generation=generation,

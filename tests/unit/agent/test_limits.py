@@ -80,6 +80,8 @@ def test_denied_by_any_name_and_by_not_being_among_the_only_ones() -> None:
         ("version: 1\nfault_threads: 0\n", "fault_threads"),
         ("version: 1\nfault_threads: 17\n", "fault_threads"),
         ("version: 1\nscan_interval: 1ms\n", "scan_interval"),
+        ("version: 1\nlongest_io: 61s\n", "longest_io"),
+        ("version: 1\nlongest_io: soon\n", "longest_io"),
         ("version: 1\nstall_target: 200%\n", "stall_target"),
         ("version: 1\ntrackers: [zap, 2]\n", "trackers: 2 is no tracker"),
         ("version: 1\ntrackers: []\n", "trackers: the list is empty"),

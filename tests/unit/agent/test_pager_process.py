@@ -72,12 +72,13 @@ async def test_a_pager_has_a_session_of_its_own_and_no_stdin(tmp_path: Path) -> 
 
 
 def test_options_reach_the_command_line(tmp_path: Path) -> None:
-    options = PagerOptions(Path("/p"), tmp_path, None, 3, 500, 1 << 30, 25, "debug")
+    options = PagerOptions(Path("/p"), tmp_path, None, 3, 500, 1 << 30, 25, 1500, "debug")
     argv = options.argv(VMM)
     assert argv[1:5] == ["--pid", "4711", "--socket", f"{tmp_path}/4711-1000.sock"]
     pairs = dict(zip(argv[1::2], argv[2::2], strict=True))
     assert pairs["--fault-threads"] == "3" and pairs["--scan-interval-ms"] == "500"
     assert pairs["--pool-max-bytes"] == str(1 << 30) and pairs["--stall-target-permille"] == "25"
+    assert pairs["--longest-io-ms"] == "1500"
     assert pairs["--trackers"] == "auto"
     chosen = PagerOptions(Path("/p"), tmp_path, None, trackers=(Tracker.IDLE, Tracker.ZAP)).argv(VMM)
     assert chosen[chosen.index("--trackers") + 1] == "idle,zap"
