@@ -38,6 +38,12 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
         lambda s: 1,
         attributes=lambda s: {"tracker": s.tracker.word, "freeze": s.freeze.word},
     ),
+    VmMetric(
+        "frostline.vm.tracker.grain",
+        "{page}",
+        "Pages of which one speaks for all; 1: ages are exact to a page, more: they are an estimate",
+        lambda s: s.tracker_grain,
+    ),
     VmMetric("frostline.vm.memory", "By", "Guest memory of the VM", lambda s: s.memory_bytes),
     VmMetric(
         "frostline.vm.resident", "By", "Guest memory in host RAM, as of the last scan", lambda s: s.resident_bytes

@@ -175,15 +175,15 @@ def kept_for(status: Status | None) -> Freeze:
 
 
 def why_here(
-    wanted: tuple[Tracker, ...], host: Iterable[TrackerProbe], here: Iterable[TrackerProbe], registered: Freeze
+    wanted: tuple[Tracker, ...], host: Iterable[TrackerProbe], here: Iterable[TrackerProbe]
 ) -> str:
     """Why the next pager at one VM takes what ``preferred`` says, and why not what it would take at any other."""
     host, here = tuple(host), tuple(here)
-    said = why_preferred(wanted, here, registered)
-    rather = preferred(wanted, host)
-    if rather not in (Tracker.NONE, preferred(wanted, here, registered)):
+    said = why_preferred(wanted, here)
+    rather, chosen = preferred(wanted, host), preferred(wanted, here)
+    if rather not in (Tracker.NONE, chosen):
         lacks = "".join(f": {probe.detail}" for probe in here if probe.tracker is rather)
-        said += f"; {rather.word} goes before it and is possible on this host, but not at this VM now{lacks}"
+        said += f"; {rather.word} {'goes before it and ' if chosen else ''}is possible on this host, but not at this VM now{lacks}"
     return said
 
 
@@ -238,8 +238,7 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...], host: tuple[TrackerProbe, ..
         sentence=found.detail or ("served now" if served else "can be served"),
     )
     status = _status(pid) if found.has_vault else None
-    registered = kept_for(status)
-    chosen, why = preferred(wanted, probes, registered), why_here(wanted, host, probes, registered)
+    chosen, why = preferred(wanted, probes), why_here(wanted, host, probes)
     if status is not None and served:
         return replace(
             finding,
@@ -250,12 +249,13 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...], host: tuple[TrackerProbe, ..
             trackers=tracker_findings(probes, wanted, status.tracker),
         )
     if finding.refusal:
-        return replace(finding, trackers=tracker_findings(probes, wanted, Tracker.NONE))
+        refused = [replace(each, possible=False, detail=f"this VM is refused: {finding.refusal}") for each in probes]
+        return replace(finding, trackers=tracker_findings(refused, wanted, Tracker.NONE))
     return replace(
         finding,
         tracker=chosen.word if chosen else "",
         tracker_why=why,
-        freeze_method=(registered or freeze_for(chosen)).word,
+        freeze_method=(kept_for(status) or freeze_for(chosen)).word,
         trackers=tracker_findings(probes, wanted, chosen),
     )
 

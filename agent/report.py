@@ -30,6 +30,7 @@ _HOLDING_BACK: Final[Mapping[Why, common_pb2.Reason.ValueType]] = MappingProxyTy
         Why.DRAIN: Reason.REASON_DRAINING,
         Why.UNSAFE: Reason.REASON_UNSAFE,
         Why.FAILED: Reason.REASON_FAILED,
+        Why.NO_TRACKER: Reason.REASON_NO_TRACKER,
     }
 )
 _BUDGET_REASONS: Final = frozenset(
@@ -138,6 +139,7 @@ def vm_state(vm: Vm, promotions_per_minute: tuple[float, ...]) -> common_pb2.VmS
     state.holding_back = holding_back(vm, status)
     state.memory_bytes = status.memory_bytes
     state.tracker = _tracker(status.tracker)
+    state.tracker_grain_pages = status.tracker_grain
     state.freeze_method = _freeze_method(status.freeze)
     state.resident_bytes = status.resident_bytes
     state.swapped_bytes = status.swapped_bytes

@@ -86,6 +86,7 @@ def vm_document(vm: Vm) -> dict[str, Any]:
             "lease_seconds": round(status.lease_remaining_seconds(), 3),
             "brake_permille": status.brake_permille,
             "tracker": status.tracker.word,
+            "tracker_grain_pages": status.tracker_grain,
             "freeze_method": status.freeze.word,
             "tracker_switches": status.tracker_switches,
             "resident_bytes": status.resident_bytes,

@@ -45,15 +45,10 @@ def trackers_text(trackers: Iterable[Tracker]) -> str:
     return ",".join(tracker.word for tracker in trackers) or AUTO
 
 
-def preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe], registered: Freeze = Freeze.NONE) -> Tracker:
-    """The tracker that a new pager takes: the first that is wanted and possible.
-
-    Where none of those is, the first of all is taken that goes with how memory is ``registered`` and stays so (NONE: it
-    will be for write-protection); ``Tracker.NONE`` if there is none.
-    """
+def preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe]) -> Tracker:
+    """The tracker that a new pager takes: the first that is wanted and possible; ``Tracker.NONE`` if there is none."""
     possible = [probe.tracker for probe in probes if probe.possible]
-    fallback = [tracker for tracker in possible if tracker is not Tracker.RWP or registered is Freeze.RWP]
-    return next((each for each in wanted or possible if each in possible), (*fallback, Tracker.NONE)[0])
+    return next((each for each in wanted or possible if each in possible), Tracker.NONE)
 
 
 def freeze_for(tracker: Tracker) -> Freeze:
@@ -61,15 +56,14 @@ def freeze_for(tracker: Tracker) -> Freeze:
     return Freeze.RWP if tracker is Tracker.RWP else Freeze.WP
 
 
-def why_preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe], registered: Freeze = Freeze.NONE) -> str:
+def why_preferred(wanted: tuple[Tracker, ...], probes: Iterable[TrackerProbe]) -> str:
     """A sentence for what ``preferred`` says."""
     probes = list(probes)
     asked = trackers_text(wanted or (probe.tracker for probe in probes))
-    chosen = preferred(wanted, probes, registered)
-    if chosen is Tracker.NONE:
-        return f"none of {asked} is possible here, nor any other"
-    if wanted and chosen not in wanted:
-        return f"none of {asked} is possible here, and this is"
+    if preferred(wanted, probes) is Tracker.NONE:
+        others = [probe.tracker.word for probe in probes if probe.possible]
+        instead = f"; {', '.join(others)} would be: put it in the list" if others else ", nor any other"
+        return f"none of {asked} is possible here, so nothing would be evicted{instead}"
     return f"the first of {asked} that is possible here"
 
 

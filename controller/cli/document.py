@@ -105,6 +105,7 @@ def vm_document(vm: operator_pb2.Vm) -> Json:
         "ack": ack_document(vm.ack) if vm.HasField("ack") else None,
         "brake_permille": state.brake_permille,
         "tracker": tracker_word(state.tracker) or None,
+        "tracker_grain_pages": state.tracker_grain_pages,
         "freeze_method": freeze_method_word(state.freeze_method) or None,
         "cold_estimate": estimate_document(state) if state.cold_estimate_bytes else None,
         "scan_interval_seconds": state.scan_interval_seconds,

@@ -200,6 +200,8 @@ def _tracker(state: common_pb2.VmState) -> Text:
     counters = state.counters
     word, freeze = tracker_word(state.tracker), freeze_method_word(state.freeze_method)
     text = Text(word) if word else Text("none works now: ages stand still", style="yellow")
+    if state.tracker_grain_pages > 1:
+        text.append(f", an estimate: one page in {state.tracker_grain_pages:,} speaks for all", style="yellow")
     if freeze:
         text.append(f", freezes by {freeze}")
     if counters.scans and (counters.arm_ns or counters.harvest_ns):

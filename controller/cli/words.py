@@ -76,11 +76,12 @@ REASON_SENTENCES: Final[dict[str, str]] = {
     "expired": "the lease had run out on arrival",
     "pager": "the pager did not take it",
     "failed": "evicting failed and is tried again",
+    "no_tracker": "no tracker that its host allows works here",
 }
 
 _GOOD: Final = {"granted", "connected", "active", "enforce"}
 _CALM: Final = {"floor", "cap", "excluded", "mode", "warmup", "nothing_cold", "plan", "observe", "off", "detached"}
-_BAD: Final = {"corrupt", "gone", "unsafe", "epoch", "invalid", "expired", "unknown_vm", "pager", "failed"}
+_BAD: Final = {"corrupt", "gone", "unsafe", "epoch", "invalid", "expired", "unknown_vm", "pager", "failed", "no_tracker"}
 
 
 def style_of(word: str) -> str:

@@ -38,7 +38,7 @@ static const char *const why_names[] = {
     [FL_WHY_RATE] = "rate",           [FL_WHY_BRAKE] = "brake",
     [FL_WHY_TIER_FULL] = "tier_full", [FL_WHY_CORRUPT] = "corrupt",
     [FL_WHY_DRAIN] = "drain",         [FL_WHY_UNSAFE] = "unsafe",
-    [FL_WHY_FAILED] = "failed",
+    [FL_WHY_FAILED] = "failed",       [FL_WHY_NO_TRACKER] = "no_tracker",
 };
 
 static const char *const tracker_names[] = {

@@ -77,6 +77,7 @@ struct fl_vault_header {
     _Atomic(uint32_t) corrupt;       /* a checksum failed: nothing is evicted from this VM any more */
     _Atomic(uint32_t) unsafe;        /* enum fl_refusal found after attaching */
     _Atomic(uint32_t) scan_interval_ms;
+    _Atomic(uint32_t) armed;           /* enum fl_tracker_kind whose arming the next scan can harvest */
     _Atomic(uint32_t) age_interval_ms; /* in which the ages are counted (track/age.h); 0: nobody knows */
     _Atomic(uint32_t) pager_pid;
     _Atomic(uint32_t) freeze;        /* enum fl_freeze: how the regions are registered */

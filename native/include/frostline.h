@@ -164,8 +164,9 @@ enum fl_why {
     FL_WHY_TIER_FULL = 6,    /* pool limit or host memory */
     FL_WHY_CORRUPT = 7,
     FL_WHY_DRAIN = 8,
-    FL_WHY_UNSAFE = 9, /* found after attaching: other mapper, fork, locked memory; see refusal */
-    FL_WHY_FAILED = 10 /* the last try did, and is repeated; the pager's log says what */
+    FL_WHY_UNSAFE = 9,     /* found after attaching: other mapper, fork, locked memory; see refusal */
+    FL_WHY_FAILED = 10,    /* the last try did, and is repeated; the pager's log says what */
+    FL_WHY_NO_TRACKER = 11 /* none of those that may be used works */
 };
 const char *fl_why_name(uint32_t why);
 

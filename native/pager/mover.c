@@ -190,6 +190,10 @@ static uint64_t evict(struct fl_mover *mover, uint64_t now) {
         return 10 * FL_NS_PER_MS;
     if (mover->why != FL_WHY_EVICTING)
         return IDLE_NS;
+    if (!mover->scanner.tracker) {
+        mover->why = FL_WHY_NO_TRACKER;
+        return IDLE_NS;
+    }
     uint64_t min_age = min_age_scans(&vm->vault);
     if (min_age > UINT8_MAX) { /* ages end there: which pages are older cannot be told */
         mover->why = FL_WHY_NOTHING_COLD;
@@ -542,7 +546,7 @@ int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struc
     uint64_t now = fl_now(), last = FL_READ(vm, last_scan_ns);
     mover->tokens_ns = now;
     /* A successor keeps the rhythm: what its predecessor armed is harvested when it is due, not earlier. */
-    fl_scanner_start(&mover->scanner, vm, faults, &options->trackers, last != 0);
+    fl_scanner_start(&mover->scanner, vm, faults, &options->trackers);
     mover->scan_began_ns = last;
     mover->longest_io_ns = options->longest_io_ms * FL_NS_PER_MS;
     mover->next_scan_ns = last ? last + fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS : now;

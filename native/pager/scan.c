@@ -6,27 +6,28 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "track/damon_admin.h"
 #include "track/direct_io.h"
 
 #define VOID_SCANS_MAX 5u              /* without a whole one, then the next tracker has a try */
 #define IO_LOOK_NS (50 * FL_NS_PER_MS) /* a look reads what is known of each descriptor */
 
-/* Stands in where no tracker works: what it is asked, it does not know. */
+/* Stands in where no tracker works: what it is asked, it does not know. Given up like others, for all may work by then. */
 static int know_nothing(struct fl_tracker *tracker) {
     (void)tracker;
-    return -ENODEV;
+    return -EAGAIN;
 }
 
 static int see_nothing(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count,
                        uint64_t *accessed) {
     (void)tracker, (void)region, (void)first, (void)count, (void)accessed;
-    return -ENODEV;
+    return -EAGAIN;
 }
 
 static int arm_nothing(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     (void)tracker;
     *stop_max_ns = 0;
-    return -ENODEV;
+    return -EAGAIN;
 }
 
 static void destroy_nothing(struct fl_tracker *tracker) {
@@ -59,18 +60,23 @@ static bool choose_next(struct fl_scanner *scanner) {
     return false;
 }
 
+/* For a successor, too: whether there is something to harvest, and by which tracker. */
+static void note_armed(struct fl_scanner *scanner, bool armed) {
+    scanner->armed = armed;
+    atomic_store(&scanner->vm->vault.header->armed, armed ? scanner->ops->kind : FL_TRACKER_NONE);
+}
+
 static void tell_grain(const struct fl_scanner *scanner) {
     const struct fl_tracker_ops *ops = scanner->ops;
     uint32_t exact = scanner->tracker != NULL;
     FL_SET(scanner->vm, tracker_grain, ops->grain && exact ? ops->grain(scanner->tracker) : exact);
 }
 
-/* From the list; then from its beginning once more; then from all that there are; then none. */
+/* From the list; then from its beginning once more; then none. */
 static void choose(struct fl_scanner *scanner, enum fl_tracker_kind before) {
     struct fl_vm *vm = scanner->vm;
     scanner->ops = &no_tracker;
     scanner->tracker = NULL;
-    scanner->armed = false;
     scanner->void_scans = 0;
     scanner->io_hidden = false;
     bool chosen = choose_next(scanner);
@@ -78,29 +84,38 @@ static void choose(struct fl_scanner *scanner, enum fl_tracker_kind before) {
         scanner->place = 0;
         chosen = choose_next(scanner);
     }
-    if (!chosen && !scanner->any) {
-        fl_log_text(FL_LOG_WARNING, "no_tracker_of_the_list",
-                    "none of the trackers asked for works on process %d as its memory is registered (%s): trying all",
-                    vm->pid, fl_freeze_name(vm->freeze));
-        scanner->any = true;
-        scanner->place = 0;
-        (void)fl_tracker_list_parse("auto", &scanner->list);
-        (void)choose_next(scanner);
-    }
+    scanner->fruitless = chosen ? 0 : scanner->fruitless + 1;
+    if (!chosen && fl_log_worth(scanner->fruitless))
+        fl_log_text(
+            FL_LOG_ERROR, "no_tracker",
+            "none of the trackers that may be used works on process %d as its memory is registered (%s): nothing "
+            "is evicted; frostline-agent probe says what each lacks, allow another or mend that",
+            vm->pid, fl_freeze_name(vm->freeze));
     FL_SET(vm, tracker, scanner->ops->kind);
     tell_grain(scanner);
+    note_armed(scanner,
+               scanner->ops->outlives_pager && atomic_load(&vm->vault.header->armed) == (uint32_t)scanner->ops->kind);
     if (scanner->ops->kind != before)
         fl_log(scanner->tracker ? FL_LOG_INFO : FL_LOG_ERROR, "tracker_chosen",
                "\"tracker\":\"%s\",\"before\":\"%s\",\"freeze\":\"%s\"", fl_tracker_name(scanner->ops->kind),
                fl_tracker_name(before), fl_freeze_name(vm->freeze));
 }
 
+/* Tried again in each scan; `zap` does it itself whenever it arms. */
+static void settle_zap(struct fl_scanner *scanner) {
+    int error = fl_zap_settle(scanner->vm, scanner->faults);
+    if (error && error != -ESRCH)
+        fl_log_text(FL_LOG_WARNING, "zap_not_settled",
+                    "what a pager that was killed had begun on process %d: %s; what the VMM frees may count as away",
+                    scanner->vm->pid, strerror(-error));
+}
+
 void fl_scanner_start(struct fl_scanner *scanner, struct fl_vm *vm, struct fl_fault_server *faults,
-                      const struct fl_tracker_list *list, bool armed) {
-    enum fl_tracker_kind before = (enum fl_tracker_kind)FL_READ(vm, tracker);
+                      const struct fl_tracker_list *list) {
     *scanner = (struct fl_scanner){.vm = vm, .faults = faults, .list = *list};
+    fl_damon_tidy(); /* a predecessor that was killed may have tracked by it, and this one by another */
+    settle_zap(scanner);
     choose(scanner, FL_TRACKER_NONE);
-    scanner->armed = armed && scanner->ops->kind == before && scanner->ops->outlives_pager;
 }
 
 void fl_scanner_stop(struct fl_scanner *scanner) {
@@ -147,6 +162,8 @@ static int look_for_hidden_io(struct fl_scanner *scanner, bool now) {
 bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     struct fl_vm *vm = scanner->vm;
     uint64_t stop_max_ns = 0;
+    if (scanner->ops != &fl_tracker_zap)
+        settle_zap(scanner);
     int error = look_for_hidden_io(scanner, true);
     if (!error && scanner->armed) {
         error = fl_age_scan(vm, scanner->ops, scanner->tracker, counts);
@@ -160,7 +177,7 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
         FL_COUNT(vm, arm_ns, fl_now() - start_ns);
         tell_grain(scanner);
     }
-    scanner->armed = !error;
+    note_armed(scanner, !error);
     if (stop_max_ns > FL_READ(vm, scan_stop_max_ns))
         FL_SET(vm, scan_stop_max_ns, stop_max_ns);
     if (error)
@@ -173,5 +190,14 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
 int fl_scanner_harvest(void *context, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
     struct fl_scanner *scanner = context;
     int error = look_for_hidden_io(scanner, false);
-    return error ? error : scanner->ops->harvest(scanner->tracker, region, first, count, accessed);
+    if (!error)
+        error = scanner->ops->harvest(scanner->tracker, region, first, count, accessed);
+    /*
+     * What a fault thread has answered since is young, whatever the tracker knows of it (damon: nothing between two scans). A
+     * page that was freed and filled anew above all: who forgets the freed one may come to it yet.
+     */
+    for (uint32_t i = 0; i < count && !error; i++)
+        if (!__atomic_load_n(&scanner->vm->vault.ages[first + i], __ATOMIC_RELAXED))
+            accessed[i / 64] |= UINT64_C(1) << (i % 64);
+    return error;
 }

@@ -10,21 +10,21 @@ struct fl_scanner {
     struct fl_fault_server *faults;
     struct fl_tracker_list list;
     uint32_t place; /* in the list, behind the tracker in use */
-    bool any;       /* the list asked for would not do: it is all there are now */
     const struct fl_tracker_ops *ops;
     struct fl_tracker *tracker;
     bool armed;
+    uint64_t fruitless;  /* choices in a row that found none */
     uint32_t void_scans; /* since the last whole one; that a scan only armed proves nothing */
     uint64_t io_looked_ns;
     bool io_hidden; /* the VMM may do what the tracker does not see: nothing is evicted until the next one is there */
 };
 
 /*
- * Choose a tracker for the VM as it is registered. There is always one: where none works, scans are void and say so, and
- * faults are served all the same. `armed`: a predecessor has armed, and its scan is worth harvesting.
+ * Choose a tracker of the list for the VM as it is registered. Where none of them works `tracker` is NULL: scans are void and
+ * say so, nothing is evicted, faults are served all the same, and now and then all are tried again.
  */
 void fl_scanner_start(struct fl_scanner *scanner, struct fl_vm *vm, struct fl_fault_server *faults,
-                      const struct fl_tracker_list *list, bool armed);
+                      const struct fl_tracker_list *list);
 void fl_scanner_stop(struct fl_scanner *scanner);
 
 /* One scan. True when ages have moved and `counts` is new. */

@@ -103,6 +103,7 @@ class Why(IntEnum):
     DRAIN = lib.FL_WHY_DRAIN
     UNSAFE = lib.FL_WHY_UNSAFE
     FAILED = lib.FL_WHY_FAILED
+    NO_TRACKER = lib.FL_WHY_NO_TRACKER
 
     @property
     def word(self) -> str:

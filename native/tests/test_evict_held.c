@@ -370,7 +370,7 @@ static void test_hidden_io(const struct fl_tracker_ops *ops) {
     char detail[FL_DETAIL_BYTES];
     begin_vmm(&s);
     attach(&s, ops);
-    fl_scanner_start(&scanner, &s.vm, s.faults, &list, false);
+    fl_scanner_start(&scanner, &s.vm, s.faults, &list);
     CHECK(scanner.ops == ops, "%s takes its place", fl_tracker_name(scanner.ops->kind));
     for (int i = 0; i < 3; i++)
         CHECK(fl_scanner_scan(&scanner, &counts) == (i > 0), "scan %d", i);

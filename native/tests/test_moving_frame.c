@@ -62,7 +62,7 @@ static void keeps_its_age(uint64_t seed) {
     struct fl_fault_server *faults = serve(&trackers, seed);
     struct fl_scanner scanner;
     struct fl_age_counts counts;
-    fl_scanner_start(&scanner, &vm, faults, &trackers, false);
+    fl_scanner_start(&scanner, &vm, faults, &trackers);
     CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
     for (unsigned i = 0; i < 3; i++) {
         if (i == 2)

@@ -187,7 +187,7 @@ static void filled_after_scan(uint64_t seed) {
     serve(&s, 1, seed);
     s.victim.shared->hot_pages = BUSY_PAGE + 1;
     const struct fl_tracker_list list = {.count = 1, .ops = {&fl_tracker_rwp}};
-    fl_scanner_start(&scanner, &s.vm, s.faults, &list, false);
+    fl_scanner_start(&scanner, &s.vm, s.faults, &list);
     struct fl_chooser chooser = {.vm = &s.vm, .scanner = &scanner, .evictor = s.evictor, .bringer = s.bringer};
     scan_but_one_old(&s, &chooser);
     fill_in(&s);

@@ -157,7 +157,7 @@ static void gives_way(struct fl_vm *vm, struct fl_fault_server *faults, int erro
     uint64_t switches = FL_READ(vm, tracker_switches);
     struct said said = said_open();
     fake.fails_in = NOWHERE;
-    fl_scanner_start(&scanner, vm, faults, &list, false);
+    fl_scanner_start(&scanner, vm, faults, &list);
     CHECK(!fl_scanner_scan(&scanner, &counts) && FL_READ(vm, tracker) == FL_TRACKER_RWP, "the first of the list");
     fake.made = fake.destroyed = 0;
     fake.fails_in = IN_SECOND_WINDOW; /* and arming works: after each failure there is a scan that only arms */
@@ -197,7 +197,7 @@ int main(int argc, char **argv) {
     struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
     fake.nothing = mmap(NULL, PAGES * FL_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(fake.nothing != MAP_FAILED && munmap(fake.nothing, PAGES * FL_PAGE_SIZE) == 0, "address space");
-    fl_scanner_start(&scanner, &vm, faults, &trackers, false);
+    fl_scanner_start(&scanner, &vm, faults, &trackers);
     CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
     fails(&scanner, IN_COLLECT, -EIO, "collect fails");
     fails(&scanner, IN_FIRST_WINDOW, -EIO, "the first window fails");

@@ -83,7 +83,7 @@ static void check_tracker(const char *tracker, uint64_t seed) {
     victim.shared->pause_us = 0;
     victim_hold(&victim, true);
     struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
-    fl_scanner_start(&scanner, &vm, faults, &trackers, false);
+    fl_scanner_start(&scanner, &vm, faults, &trackers);
     CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
     for (unsigned i = 0; i < 3; i++)
         CHECK(fl_scanner_scan(&scanner, &counts), "a scan is void");

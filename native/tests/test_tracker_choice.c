@@ -64,6 +64,21 @@ static void uses(const struct victim *victim, uint32_t tracker, uint32_t freeze,
     printf("%s: tracker %s, freeze %s\n", when, fl_tracker_name(status.tracker), fl_freeze_name(status.freeze));
 }
 
+static bool without_tracker(const struct fl_status *status) {
+    return status->tracker == FL_TRACKER_NONE && status->why == FL_WHY_NO_TRACKER;
+}
+
+/* Pages are served, and nothing goes. */
+static void uses_none(const struct victim *victim, const char *when) {
+    wait_until(victim, without_tracker, 30, when);
+    uint64_t evictions = status_of(victim).evictions;
+    sleep_ms(1000);
+    struct fl_status status = status_of(victim);
+    CHECK(status.evictions == evictions && without_tracker(&status), "%s: tracker %s, why %s", when,
+          fl_tracker_name(status.tracker), fl_why_name(status.why));
+    printf("%s: none\n", when);
+}
+
 /* What is said to one who asks which trackers the next pager could use. */
 static void asked(const struct victim *victim, uint32_t tracker, bool possible, const char *words, const char *when) {
     struct fl_tracker_probe probes[FL_TRACKERS];
@@ -122,7 +137,10 @@ static void from_one_to_the_other(uint64_t seed) {
     release(&session);
 
     session = start(&victim, "zap");
-    uses(&victim, best, best_freeze, "zap asked for, pages away");
+    if (rwp)
+        uses_none(&victim, "only zap may be used, and pages are away under rwp");
+    else
+        uses(&victim, FL_TRACKER_ZAP, FL_FREEZE_WP, "zap asked for, pages away");
     release(&session);
 
     with_vault(&victim, flip_freeze);

@@ -255,6 +255,13 @@ static int collect(struct fl_tracker *tracker) {
         error = look(tracker);
     if (error)
         forget(tracker);
+    /* DAMON was told of addresses: of what the VMM has moved since, it has looked at the empty place. */
+    for (uint32_t i = 0; i < fl_region_count(tracker->vm); i++) {
+        if (tracker->bases[i] != atomic_load(&fl_region(tracker->vm, i)->vmm_addr)) {
+            free(tracker->accessed[i]);
+            tracker->accessed[i] = NULL;
+        }
+    }
     return error;
 }
 

@@ -185,13 +185,14 @@ static void stat_on(void) {
 
 /* Only while nobody else has a slot. */
 static void put_back(int kdamonds) {
-    bool stat_was_on = false;
-    for (uint32_t i = 1; i < FL_DAMON_SLOTS; i++) {
+    bool stat_was_on = false, needed = false;
+    for (uint32_t i = 1; i < FL_DAMON_SLOTS; i++) { /* all of them: what dead pagers have left on goes off */
         struct fl_damon_slot slot;
-        if (take_slot(kdamonds, i, &slot) == -EBUSY)
-            return;
+        needed |= take_slot(kdamonds, i, &slot) == -EBUSY;
         close_slot(&slot);
     }
+    if (needed)
+        return;
     if (read_note(kdamonds, &stat_was_on) && stat_was_on)
         stat_on();
     (void)fl_damon_put_number(kdamonds, "nr_kdamonds", 0);
@@ -250,6 +251,16 @@ void fl_damon_release(struct fl_damon_slot *slot) {
         put_back(kdamonds);
     else if (lock >= 0 && slot->stat_was_on && fl_damon_get_number(kdamonds, "nr_kdamonds", &slots) == 0 && slots == 0)
         stat_on();
+    if (lock >= 0)
+        close(lock);
+    if (kdamonds >= 0)
+        close(kdamonds);
+}
+
+void fl_damon_tidy(void) {
+    int kdamonds = open_kdamonds(), lock = kdamonds < 0 || !is_ours(kdamonds) ? -1 : lock_admin(kdamonds);
+    if (lock >= 0 && is_ours(kdamonds))
+        put_back(kdamonds);
     if (lock >= 0)
         close(lock);
     if (kdamonds >= 0)

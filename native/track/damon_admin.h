@@ -38,4 +38,7 @@ int fl_damon_claim(struct fl_damon_slot *out, char *why, size_t bytes);
  */
 void fl_damon_release(struct fl_damon_slot *slot);
 
+/* Put back what pagers that were killed have left, unless a living one needs it. Harmless where nothing was left. */
+void fl_damon_tidy(void);
+
 #endif

@@ -72,6 +72,12 @@ extern const struct fl_tracker_ops fl_tracker_zap;
 extern const struct fl_tracker_ops fl_tracker_idle;
 extern const struct fl_tracker_ops fl_tracker_damon;
 
+/*
+ * A pager that was killed, or a tracker that was given up, while `zap` dropped pages has left that marked. As long as it is, what
+ * the VMM frees there is taken for our own doing: whoever tracks by another tracker ends that. 0 where nothing was left.
+ */
+int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults);
+
 /* All there are, in the order in which they are preferred. */
 extern const struct fl_tracker_ops *const fl_trackers[FL_TRACKERS];
 

@@ -114,6 +114,18 @@ static int settle_mark(struct fl_tracker *tracker) {
     return 0;
 }
 
+int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
+    struct fl_tracker *tracker;
+    if (!fl_event_zap_marked(vm))
+        return 0;
+    int error = create(vm, faults, &tracker);
+    if (error)
+        return error;
+    error = settle_mark(tracker);
+    destroy(tracker);
+    return error;
+}
+
 static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
     fl_event_mark_zap(tracker->vm, start, end);
     int error = try_gate(tracker, region, start, end - start);

@@ -138,10 +138,11 @@ def test_the_host_says_what_is_possible_chosen_and_why(world: World) -> None:
     assert (forced.tracker, forced.freeze_method, forced.trackers_wanted) == ("zap", "wp", "damon,zap")
     assert [each.wanted for each in forced.trackers] == [False, True, False, True]
     other, _ = world.look((Tracker.IDLE,))
-    assert (other.tracker, other.tracker_why) == ("zap", "none of idle is possible here, and this is")
+    assert other.tracker == "" and "none of idle is possible here" in other.tracker_why
+    assert "rwp, zap would be: put it in the list" in other.tracker_why
     world.possible.clear()
     none, _ = world.look((Tracker.IDLE,))
-    assert (none.tracker, none.tracker_why) == ("", "none of idle is possible here, nor any other")
+    assert none.tracker == "" and "nor any other" in none.tracker_why
 
 
 def test_a_feature_that_is_there_by_half_says_which_half_is_missing(
@@ -175,7 +176,8 @@ def test_a_refused_and_an_unreadable_vm_use_none(world: World) -> None:
     _, vmms = world.look()
     refused, broken = vmms[REFUSED], vmms[BROKEN]
     assert (refused.refusal, refused.tracker, refused.freeze_method) == ("locked", "", "")
-    assert not any(each.chosen for each in refused.trackers) and any(each.possible for each in refused.trackers)
+    assert not any(each.chosen or each.possible for each in refused.trackers)
+    assert {each.detail for each in refused.trackers} == {"this VM is refused: locked"}
     assert broken.refusal == "internal" and "Input/output error" in broken.sentence and not broken.trackers
 
 
@@ -231,17 +233,16 @@ def test_a_vm_says_what_keeps_it_from_what_this_host_would_rather_use(world: Wor
     assert "could be used: rwp (see above); damon (see above)" in text
 
 
-def test_what_is_registered_and_stays_so_decides_what_a_list_falls_back_to(world: World) -> None:
-    """A list of which nothing fits falls back to what goes with how memory is registered; zap does not go with RWP."""
+def test_a_list_of_which_nothing_fits_a_vm_is_kept_to_there(world: World) -> None:
     world.possible = {Tracker.RWP, Tracker.ZAP, Tracker.DAMON}
     world.impossible_at = {SERVED: Tracker.ZAP, FREE: Tracker.ZAP}
     world.status = a_status(tracker=Tracker.RWP, freeze=Freeze.RWP, evicted_pages=7)
     _, vmms = world.look((Tracker.ZAP,))
     assert vmms[SERVED].tracker_why == (
-        "rwp is in use; none of zap is possible here, and this is; zap goes before it and is possible on this host, "
-        "but not at this VM now: zap at this one"
+        "rwp is in use; for a new pager none of zap is possible here, so nothing would be evicted; "
+        "rwp, damon would be: put it in the list; zap is possible on this host, but not at this VM now: zap at this one"
     )
-    assert (vmms[FREE].tracker, vmms[FREE].freeze_method) == ("damon", "wp")
+    assert vmms[FREE].tracker == ""
 
 
 def test_registration_stays_while_anything_is_away_or_lost() -> None:

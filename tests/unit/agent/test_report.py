@@ -112,6 +112,7 @@ def test_a_dead_pager_has_no_state() -> None:
 def test_how_accesses_are_seen_and_what_it_costs_is_reported() -> None:
     status = a_status(
         tracker=Tracker.RWP,
+        tracker_grain=1,
         freeze=Freeze.RWP,
         tracker_switches=2,
         minor_faults=3,
@@ -121,6 +122,7 @@ def test_how_accesses_are_seen_and_what_it_costs_is_reported() -> None:
     )
     state = vm_state(as_managed(a_vm(1, status=status)), ())
     assert (state.tracker, state.freeze_method) == (common_pb2.TRACKER_RWP, common_pb2.FREEZE_METHOD_RWP)
+    assert state.tracker_grain_pages == 1
     assert state.swapped_bytes == 6 * 4096
     counters = state.counters
     assert (counters.tracker_switches, counters.minor_faults, counters.arm_ns, counters.harvest_ns) == (2, 3, 4, 5)

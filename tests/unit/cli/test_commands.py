@@ -98,6 +98,12 @@ def test_one_vm_for_people(frostline: Command) -> None:
     assert "swapped" not in out
 
 
+def test_ages_by_regions_are_marked_as_an_estimate(frostline: Command, server: RunningServer) -> None:
+    assert "estimate" not in frostline("vm", "web-1", width=160).out
+    server.servicer.vms[0].state.tracker_grain_pages = 64
+    assert "an estimate: one page in 64 speaks for all" in frostline("vm", "web-1", width=160).out
+
+
 def test_what_looks_cold_of_an_unattached_vm_is_marked_an_estimate_everywhere(
     frostline: Command, server: RunningServer
 ) -> None:
