@@ -20,9 +20,22 @@ static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
     if (start == zap_start && end == zap_end && !atomic_exchange(&vm->removals.zap_seen, true))
         return true;
     uint32_t place = atomic_fetch_add(&vm->removals.count, 1);
-    if (place < FL_REMOVALS_MAX)
-        vm->removals.put_off[place] = (struct fl_range){start, end};
+    if (place < FL_REMOVALS_MAX) {
+        atomic_store(&vm->removals.put_off[place].start, start);
+        atomic_store(&vm->removals.put_off[place].end, end);
+    }
     return true;
+}
+
+bool fl_event_is_put_off(struct fl_vm *vm, uint64_t address, bool *certain) {
+    uint32_t count = atomic_load(&vm->removals.count);
+    *certain = atomic_load(&vm->removals.zap_seen);
+    for (uint32_t i = 0; i < count && i < FL_REMOVALS_MAX; i++) {
+        if (address >= atomic_load(&vm->removals.put_off[i].start) &&
+            address < atomic_load(&vm->removals.put_off[i].end))
+            return true;
+    }
+    return false;
 }
 
 /* What becomes of an entry whose page is freed; itself: nothing. Resident pages are in the file's hands. */
@@ -82,7 +95,7 @@ void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
 static void forget_put_off(struct fl_vm *vm) {
     uint32_t count = atomic_load(&vm->removals.count);
     for (uint32_t i = 0; i < count && i < FL_REMOVALS_MAX; i++) {
-        struct fl_range left = vm->removals.put_off[i];
+        struct fl_range left = {atomic_load(&vm->removals.put_off[i].start), atomic_load(&vm->removals.put_off[i].end)};
         while (left.start < left.end)
             fl_forget(vm, &left);
     }
@@ -93,11 +106,14 @@ static void forget_put_off(struct fl_vm *vm) {
                count - FL_REMOVALS_MAX);
 }
 
-void fl_event_clear_zap(struct fl_vm *vm) {
-    bool zap_seen = atomic_load(&vm->removals.zap_seen);
+void fl_event_unmark_zap(struct fl_vm *vm) {
     atomic_store(&vm->vault.header->zap_end, 0);
-    if (zap_seen) /* else those were our own, in pieces */
+}
+
+void fl_event_settle_zap(struct fl_vm *vm) {
+    if (atomic_load(&vm->removals.zap_seen)) /* else those were our own, in pieces */
         forget_put_off(vm);
+    atomic_store(&vm->removals.count, 0);
 }
 
 static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t end) {

@@ -27,8 +27,15 @@ void fl_forget(struct fl_vm *vm, struct fl_range *left);
  * knows, and takes what lies inside for ours.
  */
 void fl_event_mark_zap(struct fl_vm *vm, uint64_t start, uint64_t end);
-/* Only when the zap has ended in the VMM and no thread still acts on an event read before (fl_fault_quiesce). */
-void fl_event_clear_zap(struct fl_vm *vm);
+/* The two steps of its end, see fl_fault_end_zap(): no event is taken for ours any more; what was put off is decided on. */
+void fl_event_unmark_zap(struct fl_vm *vm);
+void fl_event_settle_zap(struct fl_vm *vm);
 bool fl_event_zap_marked(struct fl_vm *vm);
+
+/*
+ * The VMM may have freed this while our own zap lasts. `certain`: it has; else it was perhaps a piece of our zap, which is known
+ * when that has ended.
+ */
+bool fl_event_is_put_off(struct fl_vm *vm, uint64_t address, bool *certain);
 
 #endif

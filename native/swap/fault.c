@@ -25,8 +25,10 @@
 #define MANY_PENDING 64u
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
-#define LOGGED_MAX 16u               /* failures that are named in the log */
-#define FORGET_ALONE_NS FL_NS_PER_MS /* then the helpers are called, and again */
+#define LOGGED_MAX 16u                  /* failures that are named in the log */
+#define FORGET_ALONE_NS FL_NS_PER_MS    /* then the helpers are called, and again */
+#define PUT_OFF_NS (5 * FL_NS_PER_MS)   /* longer than a zap takes that has its turn */
+#define OWNER_NS (2 * FL_NS_PER_SECOND) /* whoever owns a page needs microseconds; longer, and nobody does */
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
 
@@ -43,8 +45,11 @@ struct worker {
     pthread_t thread;
     int epoll;
     _Atomic(uint64_t) batches; /* odd while messages are being read and their events acted on */
-    /* What the VMM has freed and this thread forgets just now; nothing: the end is 0. */
-    _Atomic(uint64_t) forgetting_start, forgetting_end;
+    _Atomic(uint64_t) reading; /* odd from before a read until what it says is freed stands below */
+    /* What the VMM has freed and this thread is to forget, of all the messages that it has read; nothing: the end is 0. */
+    struct {
+        _Atomic(uint64_t) start, end;
+    } forgetting[MESSAGES];
     uint32_t served;
     uint64_t shortages; /* in a row: a message was there and could not be read */
     bool overflowed;    /* faults were dropped: their waiters must be woken to fault anew */
@@ -219,9 +224,10 @@ static bool is_owned(fl_entry entry) {
  * the file has needs no entry; the content of a hole is lost. Then the fault is looked at again: as any other, or until
  * the waiter has its error (the kernel may refuse a poison as it may refuse a copy).
  */
-static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry) {
+static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, uint64_t read_ns) {
     fl_entry before;
-    if (fl_entry_before_flip(entry, &before) && is_owned(before))
+    /* More flipped bits than one may look as if somebody owned it, and nobody does. */
+    if (fl_entry_before_flip(entry, &before) && is_owned(before) && fl_now() - read_ns < OWNER_NS)
         return;                                     /* its owner goes on with what it knows, and puts it right */
     bool there = fl_file_has(vm, region, page) > 0; /* what cannot be told is taken for lost */
     if (!fl_swap_entry(vm, page, &entry, there ? 0 : fl_entry_make(FL_PAGE_LOADING, FL_TIER_ZERO, 0)))
@@ -234,12 +240,25 @@ static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_
     fl_count_out(vm, entry);
 }
 
+/* Who has just read of a removal may not have noted it yet, and who freed goes on already. */
+static void wait_for_readers(const struct worker *self) {
+    const struct fl_fault_server *server = self->server;
+    for (uint32_t i = 0; i < server->count; i++) {
+        const struct worker *worker = &server->workers[i];
+        uint64_t seen = atomic_load(&worker->reading);
+        while (worker != self && seen & 1 && atomic_load(&worker->reading) == seen)
+            sched_yield();
+    }
+}
+
 static bool is_being_forgotten(const struct fl_fault_server *server, uint64_t address) {
     for (uint32_t i = 0; i < server->count; i++) {
         const struct worker *worker = &server->workers[i];
-        if (address < atomic_load_explicit(&worker->forgetting_end, memory_order_acquire) &&
-            address >= atomic_load_explicit(&worker->forgetting_start, memory_order_relaxed))
-            return true;
+        for (uint32_t k = 0; k < MESSAGES; k++) {
+            if (address < atomic_load_explicit(&worker->forgetting[k].end, memory_order_acquire) &&
+                address >= atomic_load_explicit(&worker->forgetting[k].start, memory_order_relaxed))
+                return true;
+        }
     }
     return false;
 }
@@ -249,6 +268,7 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     struct fl_vm *vm = worker->server->vm;
     uint64_t page;
     uint32_t region;
+    bool put_off, certain;
     if (!fl_page_of_address(vm, fault->address, &page, &region)) {
         /* Unmapped or moved since: the waiter looks again by itself. */
         FL_COUNT(vm, stale_messages, 1);
@@ -257,12 +277,16 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     }
     fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_acquire);
     if (!fl_entry_valid(entry)) {
-        settle_damaged(vm, region, page, entry);
+        settle_damaged(vm, region, page, entry, fault->read_ns);
         return false;
     }
     switch (fl_entry_state(entry)) {
     case FL_PAGE_EVICTED:
-        if (is_being_forgotten(worker->server, fault->address)) {
+        wait_for_readers(worker);
+        put_off = fl_event_is_put_off(vm, fault->address, &certain);
+        if (put_off && !certain && fl_now() - fault->read_ns < PUT_OFF_NS)
+            return false; /* a moment: no zap may keep a vCPU waiting for long */
+        if ((put_off && certain) || is_being_forgotten(worker->server, fault->address)) {
             uint64_t address = fl_address_of_page(vm, region, page);
             fl_forget(vm, &(struct fl_range){address, address + FL_PAGE_SIZE});
             return false; /* and now it is a hole like any other */
@@ -310,11 +334,16 @@ static void call_helpers(struct fl_fault_server *server) {
         fl_log(FL_LOG_DEBUG, "helpers_not_called", "\"errno\":%d", errno);
 }
 
+/* From here on whoever touches it finds that it has been freed, however long it takes to come to it. */
+static void will_forget(struct worker *worker, uint32_t place, struct fl_range removed) {
+    atomic_store_explicit(&worker->forgetting[place].start, removed.start, memory_order_relaxed);
+    atomic_store_explicit(&worker->forgetting[place].end, removed.end, memory_order_release);
+}
+
 /* Of what may be all of the VMM's memory: others answer faults meanwhile, if there are any. */
-static void forget(struct worker *worker, struct fl_range left) {
+static void forget(struct worker *worker, uint32_t place) {
     uint64_t called_ns = fl_now();
-    atomic_store_explicit(&worker->forgetting_start, left.start, memory_order_relaxed);
-    atomic_store_explicit(&worker->forgetting_end, left.end, memory_order_release);
+    struct fl_range left = {atomic_load(&worker->forgetting[place].start), atomic_load(&worker->forgetting[place].end)};
     while (left.start < left.end) {
         fl_forget(worker->server->vm, &left);
         if (left.start < left.end && fl_now() - called_ns > FORGET_ALONE_NS) {
@@ -322,7 +351,26 @@ static void forget(struct worker *worker, struct fl_range left) {
             called_ns = fl_now();
         }
     }
-    atomic_store_explicit(&worker->forgetting_end, 0, memory_order_release);
+    atomic_store_explicit(&worker->forgetting[place].end, 0, memory_order_release);
+}
+
+static void forget_noted(struct worker *worker, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++)
+        forget(worker, i);
+}
+
+/* Before memory moves or goes: what this thread has noted so far, and what others are at. They never wait for us. */
+static void finish_forgetting(struct worker *self, uint32_t count) {
+    const struct fl_fault_server *server = self->server;
+    forget_noted(self, count);
+    for (uint32_t i = 0; i < server->count; i++) {
+        const struct worker *worker = &server->workers[i];
+        for (uint32_t k = 0; worker != self && k < MESSAGES; k++) {
+            uint64_t end = atomic_load(&worker->forgetting[k].end);
+            while (end && atomic_load(&worker->forgetting[k].end) == end)
+                sched_yield();
+        }
+    }
 }
 
 /*
@@ -331,17 +379,21 @@ static void forget(struct worker *worker, struct fl_range left) {
  */
 static int read_messages(struct worker *worker) {
     struct fl_vm *vm = worker->server->vm;
+    atomic_fetch_add(&worker->reading, 1);
     ssize_t bytes = read(vm->uffd, worker->messages, sizeof(worker->messages));
-    if (bytes < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    if (bytes < 0) {
+        int error = errno;
+        atomic_fetch_add(&worker->reading, 1);
+        return error == EAGAIN || error == EINTR ? 0 : -error;
+    }
     uint64_t now = fl_now();
     uint32_t count = (uint32_t)((size_t)bytes / sizeof(worker->messages[0]));
     for (uint32_t i = 0; i < count; i++) {
         const struct uffd_msg *message = &worker->messages[i];
         if (message->event != UFFD_EVENT_PAGEFAULT) {
-            struct fl_range removed = fl_event(vm, message);
-            if (removed.start < removed.end)
-                forget(worker, removed);
+            if (message->event == UFFD_EVENT_REMAP || message->event == UFFD_EVENT_UNMAP)
+                finish_forgetting(worker, i); /* what is forgotten is known by its address */
+            will_forget(worker, i, fl_event(vm, message));
             continue;
         }
         if (worker->pending_count == PENDING) {
@@ -354,6 +406,9 @@ static int read_messages(struct worker *worker) {
             .kind = kind_of(message->arg.pagefault.flags),
         };
     }
+    atomic_fetch_add(&worker->reading, 1);
+    /* Who freed goes on as soon as his message has been read: all of them are known before the first is acted on. */
+    forget_noted(worker, count);
     return (int)count;
 }
 
@@ -490,6 +545,13 @@ void fl_fault_quiesce(struct fl_fault_server *server) {
         while (seen & 1 && atomic_load(&server->workers[i].batches) == seen)
             sched_yield();
     }
+}
+
+void fl_fault_end_zap(struct fl_fault_server *server) {
+    fl_fault_quiesce(server); /* its own event is known */
+    fl_event_unmark_zap(server->vm);
+    fl_fault_quiesce(server); /* who saw the mark has noted what it put off */
+    fl_event_settle_zap(server->vm);
 }
 
 uint64_t fl_fault_late(const struct fl_fault_server *server) {

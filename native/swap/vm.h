@@ -37,7 +37,9 @@ struct fl_range {
 struct fl_removals {
     _Atomic(bool) zap_seen;
     _Atomic(uint32_t) count; /* may pass the limit: what is beyond is not remembered, and harmless */
-    struct fl_range put_off[FL_REMOVALS_MAX];
+    struct {
+        _Atomic(uint64_t) start, end;
+    } put_off[FL_REMOVALS_MAX];
 };
 
 struct fl_vm {

@@ -98,7 +98,8 @@ static void zap_with_removals(void) {
     CHECK(tell(LOW, end).end == 0, "our own zap is taken for a removal");
     for (uint64_t page = 0; page < FL_REMOVALS_MAX + TOO_MANY; page++)
         CHECK(tell(LOW + page * FL_PAGE_SIZE, LOW + (page + 1) * FL_PAGE_SIZE).end == 0, "not put off");
-    fl_event_clear_zap(&vm);
+    fl_event_unmark_zap(&vm);
+    fl_event_settle_zap(&vm);
 }
 
 static void removals_too_many(void) {

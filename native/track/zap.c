@@ -109,8 +109,7 @@ static int settle_mark(struct fl_tracker *tracker) {
     int error = try_gate(tracker, 0, fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page), 0);
     if (error)
         return error;
-    fl_fault_quiesce(tracker->faults);
-    fl_event_clear_zap(tracker->vm);
+    fl_fault_end_zap(tracker->faults);
     return 0;
 }
 
@@ -131,8 +130,7 @@ static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint
     int error = try_gate(tracker, region, start, end - start);
     if (error == -ETIMEDOUT)
         return error; /* still under way: the mark stays until settle_mark() */
-    fl_fault_quiesce(tracker->faults);
-    fl_event_clear_zap(tracker->vm);
+    fl_fault_end_zap(tracker->faults);
     return error;
 }
 
