@@ -34,7 +34,7 @@ from frostline.agent.status import status_document
 from frostline.agent.traces import Traces
 from frostline.agent.trackers import capabilities, trackers_text
 from frostline.agent.vm import Held, Phase, Vm
-from frostline.native import Command, CommandKind, Tracker
+from frostline.native import Command, CommandKind, Tracker, tidy_host
 from frostline.native.binary import pager_path
 from frostline.v1 import session_pb2
 from frostline.wire.telemetry import Telemetry
@@ -142,6 +142,7 @@ class Agent(Daemon):
         if started >= self._tidy_at:
             self._tidy_at = started + TIDY_SECONDS
             self._host.tidy()
+            await asyncio.to_thread(tidy_host)  # it may have to wait for a pager that sets DAMON up
         self._counts.cycles += 1
         self._counts.cycle_seconds = time.monotonic() - started
         for task in self._tasks:

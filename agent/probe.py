@@ -174,16 +174,15 @@ def kept_for(status: Status | None) -> Freeze:
     return status.freeze if status is not None and stays else Freeze.NONE
 
 
-def why_here(
-    wanted: tuple[Tracker, ...], host: Iterable[TrackerProbe], here: Iterable[TrackerProbe]
-) -> str:
+def why_here(wanted: tuple[Tracker, ...], host: Iterable[TrackerProbe], here: Iterable[TrackerProbe]) -> str:
     """Why the next pager at one VM takes what ``preferred`` says, and why not what it would take at any other."""
     host, here = tuple(host), tuple(here)
     said = why_preferred(wanted, here)
     rather, chosen = preferred(wanted, host), preferred(wanted, here)
     if rather not in (Tracker.NONE, chosen):
         lacks = "".join(f": {probe.detail}" for probe in here if probe.tracker is rather)
-        said += f"; {rather.word} {'goes before it and ' if chosen else ''}is possible on this host, but not at this VM now{lacks}"
+        said += f"; {rather.word} {'goes before it and ' if chosen else ''}is possible on this host"
+        said += f", but not at this VM now{lacks}"
     return said
 
 

@@ -28,7 +28,7 @@ _HOLDING = {
     pb.REASON_NOTHING_COLD: "Nothing is evicted right now: no page is old enough.",
     pb.REASON_LIMITED_LOCALLY: "The host's own limits allow less than the budget.",
     pb.REASON_CORRUPT: "Nothing more is evicted: a checksum failed.",
-    pb.REASON_NO_TRACKER: "Nothing is evicted: no tracker that its host allows works at it; `frostline-agent probe` says why.",
+    pb.REASON_NO_TRACKER: "Nothing is evicted: no tracker that its host allows works; see `frostline-agent probe`.",
     pb.REASON_FAILED: "Nothing is evicted right now: the last try failed; the pager's log says why.",
     pb.REASON_DRAINING: "Its pager brings everything back.",
     pb.REASON_UNSAFE: "The agent holds back: it is not safe to evict from it now.",

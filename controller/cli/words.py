@@ -81,7 +81,18 @@ REASON_SENTENCES: Final[dict[str, str]] = {
 
 _GOOD: Final = {"granted", "connected", "active", "enforce"}
 _CALM: Final = {"floor", "cap", "excluded", "mode", "warmup", "nothing_cold", "plan", "observe", "off", "detached"}
-_BAD: Final = {"corrupt", "gone", "unsafe", "epoch", "invalid", "expired", "unknown_vm", "pager", "failed", "no_tracker"}
+_BAD: Final = {
+    "corrupt",
+    "gone",
+    "unsafe",
+    "epoch",
+    "invalid",
+    "expired",
+    "unknown_vm",
+    "pager",
+    "failed",
+    "no_tracker",
+}
 
 
 def style_of(word: str) -> str:

@@ -130,6 +130,8 @@ struct fl_tracker_probe {
  */
 int fl_probe_trackers(int pid, uint64_t memory_bytes, uint32_t scan_interval_ms,
                       struct fl_tracker_probe *out /* FL_TRACKERS of them */);
+/* Put back what pagers that were killed have left changed on this host (DAMON), unless a living one needs it. */
+void fl_tidy_host(void);
 
 /* How a page is held still while it is copied out; fixed by how its range is registered. */
 enum fl_freeze {

@@ -31,6 +31,7 @@ from frostline.native.inspection import (
     library_version,
     probe_kernel,
     probe_trackers,
+    tidy_host,
 )
 from frostline.native.pager import Command, Pager, Reply
 from frostline.native.view import Record, Status, View, latency_percentile_ns
@@ -64,4 +65,5 @@ __all__ = [
     "library_version",
     "probe_kernel",
     "probe_trackers",
+    "tidy_host",
 ]

@@ -130,3 +130,8 @@ def probe_trackers(pid: int = 0, memory_bytes: int = 0, scan_interval_ms: int = 
         for probe in out
         if probe.tracker
     )
+
+
+def tidy_host() -> None:
+    """Put back what pagers that were killed have left changed on this host (DAMON), unless a living one needs it."""
+    lib.fl_tidy_host()

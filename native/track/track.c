@@ -11,6 +11,7 @@
 #include "attach/probe.h"
 #include "base/log.h"
 #include "base/vault.h"
+#include "track/damon_admin.h"
 
 const struct fl_tracker_ops *const fl_trackers[FL_TRACKERS] = {
     &fl_tracker_rwp,
@@ -150,4 +151,8 @@ const struct fl_tracker_ops *fl_tracker_next(const struct fl_tracker_list *list,
         fl_log_text(FL_LOG_INFO, "tracker_passed_over", "%s: %s", fl_tracker_name(ops->kind), detail);
     }
     return NULL;
+}
+
+void fl_tidy_host(void) {
+    fl_damon_tidy();
 }
