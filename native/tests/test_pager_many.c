@@ -22,7 +22,7 @@ int main(int argc, char **argv) {
     static const char *const more[] = {"--fault-threads", "1", "--stall-target-permille", "1000", "--log-level",
                                        "warning",         NULL};
     unsigned threads = rounds(200, 100);
-    pages = rounds(16384, 4096);
+    pages = rounds(16384, 2048);
     struct victim victim = victim_start(pages, threads, seed);
     victim.shared->hot_pages = 16;
     victim.shared->pause_us = WAITING_PAUSE_US;
@@ -35,7 +35,7 @@ int main(int argc, char **argv) {
         victim.shared->hot_pages = 0; /* all of them at once, anywhere */
         victim.shared->pause_us = 0;
         victim_hold(&victim, false);
-        for (unsigned i = 0; i < 10; i++) {
+        for (unsigned i = 0; i < rounds(10, 5); i++) {
             uint64_t touched = atomic_load(&victim.shared->touches);
             for (unsigned k = 0; k < 200 && atomic_load(&victim.shared->touches) < touched + threads; k++)
                 sleep_ms(50);

@@ -151,7 +151,7 @@ def test_a_killed_agents_pager_serves_on_and_is_adopted(guest: Guest) -> None:
         # An adopted pager is no child of the new agent; its death must be seen all the same.
         os.kill(pager, signal.SIGKILL)
         vm = rig.wait_vm(name, lambda vm: vm["pager_restarts"] == 1, "served by the next pager")
-        assert vm["pager"]["pid"] != pager and 0 < vm["last_takeover_seconds"] < 1.0
+        assert vm["pager"]["pid"] != pager and 0 < vm["last_takeover_seconds"] < 20.0
         assert guest.verify() == 0
         # A polite release is the same path: the next one takes over.
         second = int(vm["pager"]["pid"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tests.bench.trackers import reading
+from tests.bench.trackers import reading, report
 from tests.bench.trackers.points import Point
 from tests.bench.trackers.suite import TRACKERS, PlaceResults
 
@@ -47,6 +47,22 @@ def costs(points: Sequence[Point]) -> str:
         rows.append(row)
     head = ["touched", *(f"`{name}` arm + harvest, ms/GiB" for name in names)]
     return _table([*head, *(f"guest, µs a page: `{name}`" for name in names)], rows)
+
+
+def slow_downs(points: Sequence[Point]) -> str:
+    """What scans take of the time of one vCPU, if it alone touches so much of 1 GiB: from the charge for one page."""
+    of = reading.by_tracker(points)
+    rows = []
+    for touched in sorted({point.touched for point in points if point.touched * 16 >= point.pages}):
+        here = [next((p for p in of[name] if p.touched == touched), None) for name in of]
+        row = [next(_fraction(point) for point in here if point)]
+        for point in here:
+            seconds = (point.guest_us_per_page or 0.0) * touched / point.gib / 1e6 if point else None
+            shares = ["-" if seconds is None else _number(seconds * 100 / each) for each in report.INTERVALS_SECONDS]
+            row.append(" / ".join(shares))
+        rows.append(row)
+    when = " / ".join(str(seconds) for seconds in report.INTERVALS_SECONDS)
+    return _table(["touched", *(f"`{name}`, % at {when} s" for name in of)], rows)
 
 
 def accuracy(place: PlaceResults) -> str:
@@ -102,6 +118,7 @@ def tables(places: Sequence[PlaceResults]) -> str:
     for place in places:
         text += f"## {place.title}: Linux {place.release}\n\n"
         for guest, points in place.guests().items():
-            text += f"A {guest} of {points[0].pages // 256} MiB.\n\n{costs(points)}\n{crossings(points)}\n"
+            text += f"A {guest} of {points[0].pages // 256} MiB.\n\n"
+            text += f"{costs(points)}\n{slow_downs(points)}\n{crossings(points)}\n"
         text += accuracy(place) + "\n" + _other(place)
     return text

@@ -150,7 +150,7 @@ async def test_hello_then_a_full_report_then_deltas_when_something_changed(tmp_p
         await until(lambda: len(owner.fulls) == 1)
         assert client.status.connected and client.disconnected_seconds == 0.0
         client.report_soon()
-        await until(lambda: len(owner.fulls) == 2)
+        await until(lambda: len(owner.fulls) == 2 and len(controller.seen) >= 3)
     kinds = [request.WhichOneof("message") for request in controller.seen]
     assert kinds[:3] == ["hello", "report", "report"] and owner.fulls == [True, False]
     assert [request.report.sequence for request in controller.seen[1:3]] == [1, 2]

@@ -203,6 +203,13 @@ def test_tables_for_the_document() -> None:
     assert exact["| `rwp`", "plain process"] == "100"
 
 
+def test_slow_downs_follow_from_the_charge_for_a_page() -> None:
+    points = [replace(RWP[0], pages=16384, touched=16384, plain_ns=(5,), armed_ns=(32_768_005,))]
+    head, _, row = markdown.slow_downs(points).splitlines()
+    assert "10 / 30 / 120 s" in head
+    assert row == "| all | 5.2 / 1.7 / 0.44 |", "2 us for each of 262,144 pages are 0.52 s"
+
+
 def test_a_place_with_one_size_has_no_plot_by_size(tmp_path: Path) -> None:
     empty = PlaceResults("here", "a place", "7.3", emulated=False, by_size=[RWP[0]])
     assert plots.plot_by_size([empty], tmp_path / "size") == []
