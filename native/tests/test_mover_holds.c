@@ -153,14 +153,16 @@ static void set_interval(uint32_t interval_ms) {
     CHECK(fl_vault_age_interval_ms(&vm.vault) == interval_ms, "ages are still counted as before");
 }
 
-static void expect_ages(uint8_t age, const char *what) {
-    for (uint64_t page = 0; page < PAGES; page++)
-        CHECK(vm.vault.ages[page] == age, "%s: page %llu has age %u", what, (unsigned long long)page,
-              vm.vault.ages[page]);
+static void expect_ages(uint8_t wanted, const char *what) {
+    for (uint64_t page = 0; page < PAGES; page++) {
+        uint8_t age = __atomic_load_n(&vm.vault.ages[page], __ATOMIC_RELAXED);
+        CHECK(age == wanted, "%s: page %llu has age %u", what, (unsigned long long)page, age);
+    }
 }
 
 static void set_ages(uint8_t age) {
-    memset(vm.vault.ages, age, PAGES);
+    for (uint64_t page = 0; page < PAGES; page++)
+        __atomic_store_n(&vm.vault.ages[page], age, __ATOMIC_RELAXED);
 }
 
 /* Ten scans an hour apart are an hour when they lie six minutes apart, and the other way round. */
