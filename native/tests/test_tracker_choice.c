@@ -278,6 +278,99 @@ static void lost_page(uint64_t seed) {
     kill(victim.pid, SIGKILL);
 }
 
+/* ---- what has been armed, and where ------------------------------------------------------------------------- */
+
+static uint64_t armed_before;
+
+static bool armed_again(const struct fl_status *status) {
+    return status->arm_ns > armed_before;
+}
+
+/* Each pager of these scans when it is told to, and once when it is the first. */
+static struct session start_slow(const struct victim *victim, const char *trackers) {
+    const char *const more[] = {"--trackers", trackers, "--scan-interval-ms", "3600000", "--log-level", "error", NULL};
+    struct session session = {.pager = pager_start(victim, socket_path, more)};
+    session.connection = pager_connect(socket_path, 30);
+    return session;
+}
+
+static void scan(const struct victim *victim, const struct session *session) {
+    armed_before = status_of(victim).arm_ns;
+    CHECK(pager_tell(session->connection, (struct fl_command){.kind = FL_COMMAND_SCAN}).error == 0, "scan");
+    wait_until(victim, armed_again, 60, "a scan");
+}
+
+static void crash(struct session *session) {
+    fl_pager_close(session->connection);
+    pager_kill(session->pager);
+}
+
+/* Of all pages. */
+static void check_ages(const struct victim *victim, uint8_t least, uint8_t most, const char *tracker,
+                       const char *when) {
+    struct fl_vault vault = vault_of(victim->pid, false);
+    for (uint32_t page = 0; page < PAGES; page++)
+        CHECK(vault.ages[page] >= least && vault.ages[page] <= most, "%s, %s: page %u has age %u, not %u to %u",
+              tracker, when, page, vault.ages[page], least, most);
+    fl_vault_close(&vault);
+}
+
+static bool is_possible(const char *tracker) {
+    const char *missing = tracker_missing(tracker);
+    if (missing)
+        printf("%-5s not tried: %s\n", tracker, missing);
+    return !missing;
+}
+
+/* The VMM moves its memory between two scans, and all of it is touched where it is then. */
+static void moved_between_scans(const char *tracker, uint64_t seed) {
+    if (!is_possible(tracker))
+        return;
+    struct victim victim = victim_start(PAGES, 0, seed);
+    armed_before = 0;
+    struct session session = start_slow(&victim, tracker);
+    wait_until(&victim, armed_again, 60, "the first arming");
+    for (unsigned i = 0; i < 3; i++)
+        scan(&victim, &session);
+    check_ages(&victim, 1, 3, tracker, "nobody touched anything");
+    victim_order(&victim, VICTIM_MOVE, 0, 0, 30);
+    CHECK(victim_verify(&victim, 60) == 0, "%s: read wrong", tracker);
+    scan(&victim, &session);
+    check_ages(&victim, 0, 0, tracker, "moved, and all touched");
+    printf("%-5s memory moved between two scans: young\n", tracker);
+    crash(&session);
+    victim_end(&victim);
+}
+
+/* A pager that has chosen another tracker dies before it has armed anything. Its successor has nothing to harvest. */
+static void chosen_and_never_armed(const char *first, const char *second, uint64_t seed) {
+    if (!is_possible(first) || !is_possible(second))
+        return;
+    struct victim victim = victim_start(PAGES, 0, seed);
+    armed_before = 0;
+    struct session session = start_slow(&victim, first);
+    wait_until(&victim, armed_again, 60, "the first arming");
+    for (unsigned i = 0; i < 3; i++)
+        scan(&victim, &session);
+    CHECK(victim_verify(&victim, 60) == 0, "read wrong"); /* all are mapped again */
+    for (unsigned i = 0; i < 4; i++)
+        scan(&victim, &session);
+    check_ages(&victim, 3, 3, first, "touched, and four scans later");
+    crash(&session);
+    for (unsigned i = 0; i < 2; i++) {
+        session = start_slow(&victim, second);
+        if (i == 0)
+            crash(&session);
+    }
+    scan(&victim, &session);
+    check_ages(&victim, 3, 3, second, "the first scan after a pager that armed nothing");
+    scan(&victim, &session);
+    check_ages(&victim, 4, 4, second, "the second scan");
+    printf("%-5s never armed after %s: ages stay\n", second, first);
+    crash(&session);
+    victim_end(&victim);
+}
+
 static void bad_lists(void) {
     static const char *const bad[] = {"", "rwp,", "zap,zap", "zap,nothing", ",zap", "AUTO"};
     struct victim victim = victim_start(16, 0, 1);
@@ -298,5 +391,9 @@ int main(int argc, char **argv) {
     vault_claims_rwp(seed + 3);
     lost_page(seed + 2);
     bad_lists();
+    for (unsigned i = 0; i < FL_TRACKERS; i++)
+        moved_between_scans(fl_tracker_name(fl_trackers[i]->kind), seed + 4 + i);
+    chosen_and_never_armed("rwp", "zap", seed + 8);
+    chosen_and_never_armed("zap", "rwp", seed + 9);
     return 0;
 }

@@ -263,6 +263,54 @@ static bool zap_took_over(const struct fl_status *status) {
     return status->tracker == FL_TRACKER_ZAP && status->tracker_switches == 1 && status->scan_failures >= 1;
 }
 
+static bool scanned_by_zap(const struct fl_status *status) {
+    return status->tracker == FL_TRACKER_ZAP && status->last_scan_ns > status->pager_started_ns;
+}
+
+/* It has the kdamond of that number. */
+static void kill_damon_pager(struct victim *victim, const char *path, const char *kdamond_pid) {
+    static const char *const options[] = {"--trackers", "damon", "--scan-interval-ms", "300", NULL};
+    pid_t pager = pager_start(victim, path, options);
+    struct fl_pager *connection = pager_connect(path, 60);
+    wait_until(victim, scanned_by_damon, 60, "scans by damon");
+    fl_pager_close(connection);
+    pager_kill(pager);
+    CHECK(!stat_is_on() && damon_read_number(kdamond_pid) > 0, "the killed pager left nothing on");
+}
+
+/* The next pager has no use for DAMON, or there is none: then the agent does it. */
+static void test_pager_killed(struct damon_field *other, uint64_t seed) {
+    static const char *const options[] = {"--trackers", "zap", "--scan-interval-ms", "300", NULL};
+    fflush(NULL);
+    struct victim victim = victim_start(2048, 2, seed);
+    char path[64];
+    snprintf(path, sizeof(path), "/tmp/frostline-test-killed-%d.sock", (int)getpid());
+    kill_damon_pager(&victim, path, DAMON_KDAMONDS "1/pid");
+    pid_t pager = pager_start(&victim, path, options);
+    struct fl_pager *connection = pager_connect(path, 60);
+    wait_until(&victim, scanned_by_zap, 60, "a scan by the next pager");
+    check_put_back("a pager by zap has come after a killed one by damon");
+    fl_pager_close(connection);
+    pager_kill(pager);
+    victim_end(&victim);
+
+    victim = victim_start(2048, 2, seed);
+    must_create(other);
+    kill_damon_pager(&victim, path, DAMON_KDAMONDS "2/pid");
+    fl_tidy_host();
+    CHECK(damon_read_number(DAMON_KDAMONDS "2/pid") < 0, "the kdamond of a killed pager goes on");
+    CHECK(!stat_is_on() && kdamonds() > 1, "put back while a living one needs it");
+    victim_end(&victim);
+    damon_field_destroy(other);
+    check_put_back("after the living one has gone");
+
+    victim = victim_start(2048, 2, seed);
+    kill_damon_pager(&victim, path, DAMON_KDAMONDS "1/pid");
+    victim_end(&victim);
+    fl_tidy_host();
+    check_put_back("nobody follows the killed pager");
+}
+
 static void test_pager_goes_on(uint64_t seed) {
     static const char *const options[] = {"--trackers", "damon,zap", "--scan-interval-ms", "300", NULL};
     fflush(NULL);
@@ -313,6 +361,7 @@ int main(int argc, char **argv) {
     test_stat_off_before(first);
     test_in_use(first);
     test_taken_away(first);
+    test_pager_killed(first, random_next(&random));
     test_vmm_ends(second);
     test_pager_goes_on(random_next(&random));
     damon_field_end(first);
