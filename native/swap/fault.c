@@ -71,6 +71,8 @@ struct fl_fault_server {
     _Atomic(bool) stopping;
     _Atomic(uint64_t) late;
     _Atomic(uint32_t) count;
+    pthread_mutex_t
+        order; /* what is read first is known first: that memory has moved, before it is unmapped where it was */
     struct worker *workers;
 };
 
@@ -379,11 +381,13 @@ static void finish_forgetting(struct worker *self, uint32_t count) {
  */
 static int read_messages(struct worker *worker) {
     struct fl_vm *vm = worker->server->vm;
+    pthread_mutex_lock(&worker->server->order);
     atomic_fetch_add(&worker->reading, 1);
     ssize_t bytes = read(vm->uffd, worker->messages, sizeof(worker->messages));
     if (bytes < 0) {
         int error = errno;
         atomic_fetch_add(&worker->reading, 1);
+        pthread_mutex_unlock(&worker->server->order);
         return error == EAGAIN || error == EINTR ? 0 : -error;
     }
     uint64_t now = fl_now();
@@ -407,6 +411,7 @@ static int read_messages(struct worker *worker) {
         };
     }
     atomic_fetch_add(&worker->reading, 1);
+    pthread_mutex_unlock(&worker->server->order);
     /* Who freed goes on as soon as his message has been read: all of them are known before the first is acted on. */
     forget_noted(worker, count);
     return (int)count;
@@ -522,6 +527,7 @@ int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **
     if (!server)
         return -ENOMEM;
     server->vm = vm;
+    pthread_mutex_init(&server->order, NULL);
     server->stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server->help_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server->workers = aligned_alloc(64, threads * sizeof(*server->workers));
@@ -571,6 +577,7 @@ void fl_fault_stop(struct fl_fault_server *server) {
         close(server->stop_event);
     if (server->help_event >= 0)
         close(server->help_event);
+    pthread_mutex_destroy(&server->order);
     free(server->workers);
     free(server);
 }
