@@ -26,6 +26,7 @@ MUST_RUN = frozenset(
         "test_rwp_anonymous",
         "test_rwp_pitfalls",
         "test_scan_void",
+        "test_sync_left",
         "test_touch_late",
         "test_tracker_choice",
         "test_tracker_damon",
