@@ -11,11 +11,13 @@ bool fl_event_zap_marked(struct fl_vm *vm) {
     return atomic_load(&vm->vault.header->zap_end) != 0;
 }
 
-/* Whether an event may be that of our zap. An exact one is; one inside is put off. */
+/* Whether an event may be that of our zap. An exact one is; one inside is put off until that is seen. */
 static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
     struct fl_vault_header *header = vm->vault.header;
     uint64_t zap_end = atomic_load(&header->zap_end), zap_start = atomic_load(&header->zap_start);
     if (end > zap_end || start < zap_start)
+        return false;
+    if (atomic_load(&vm->removals.zap_seen)) /* ours is over */
         return false;
     if (start == zap_start && end == zap_end && !atomic_exchange(&vm->removals.zap_seen, true))
         return true;
@@ -30,9 +32,10 @@ static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
 bool fl_event_is_put_off(struct fl_vm *vm, uint64_t address, bool *certain) {
     uint32_t count = atomic_load(&vm->removals.count);
     *certain = atomic_load(&vm->removals.zap_seen);
-    for (uint32_t i = 0; i < count && i < FL_REMOVALS_MAX; i++) {
-        if (address >= atomic_load(&vm->removals.put_off[i].start) &&
-            address < atomic_load(&vm->removals.put_off[i].end))
+    for (uint32_t i = 0; i < count && i < FL_REMOVALS_MAX;
+         i++) { /* the end is written last, and counts when it is not 0 */
+        if (address < atomic_load(&vm->removals.put_off[i].end) &&
+            address >= atomic_load(&vm->removals.put_off[i].start))
             return true;
     }
     return false;
@@ -113,6 +116,8 @@ void fl_event_unmark_zap(struct fl_vm *vm) {
 void fl_event_settle_zap(struct fl_vm *vm) {
     if (atomic_load(&vm->removals.zap_seen)) /* else those were our own, in pieces */
         forget_put_off(vm);
+    for (uint32_t i = 0; i < FL_REMOVALS_MAX; i++)
+        atomic_store(&vm->removals.put_off[i].end, 0);
     atomic_store(&vm->removals.count, 0);
 }
 

@@ -71,8 +71,8 @@ struct fl_fault_server {
     _Atomic(bool) stopping;
     _Atomic(uint64_t) late;
     _Atomic(uint32_t) count;
-    pthread_mutex_t
-        order; /* what is read first is known first: that memory has moved, before it is unmapped where it was */
+    /* What is read first is known first: that memory has moved, before it is unmapped where it was. */
+    pthread_mutex_t order;
     struct worker *workers;
 };
 
@@ -257,8 +257,9 @@ static bool is_being_forgotten(const struct fl_fault_server *server, uint64_t ad
     for (uint32_t i = 0; i < server->count; i++) {
         const struct worker *worker = &server->workers[i];
         for (uint32_t k = 0; k < MESSAGES; k++) {
-            if (address < atomic_load_explicit(&worker->forgetting[k].end, memory_order_acquire) &&
-                address >= atomic_load_explicit(&worker->forgetting[k].start, memory_order_relaxed))
+            uint64_t end = atomic_load(&worker->forgetting[k].end);
+            if (address < end && address >= atomic_load(&worker->forgetting[k].start) &&
+                atomic_load(&worker->forgetting[k].end) == end)
                 return true;
         }
     }
@@ -338,8 +339,8 @@ static void call_helpers(struct fl_fault_server *server) {
 
 /* From here on whoever touches it finds that it has been freed, however long it takes to come to it. */
 static void will_forget(struct worker *worker, uint32_t place, struct fl_range removed) {
-    atomic_store_explicit(&worker->forgetting[place].start, removed.start, memory_order_relaxed);
-    atomic_store_explicit(&worker->forgetting[place].end, removed.end, memory_order_release);
+    atomic_store(&worker->forgetting[place].start, removed.start);
+    atomic_store(&worker->forgetting[place].end, removed.end);
 }
 
 /* Of what may be all of the VMM's memory: others answer faults meanwhile, if there are any. */

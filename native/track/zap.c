@@ -26,6 +26,7 @@
 #define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
 #define GATE_TRIES 25u
 #define GATE_TIMEOUT_NS (200 * FL_NS_PER_MS)
+#define SETTLE_TRIES 5u /* of a zap that has not ended in time: what the VMM frees meanwhile is not known from it */
 
 struct fl_tracker {
     struct fl_vm *vm;
@@ -128,8 +129,12 @@ int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
 static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
     fl_event_mark_zap(tracker->vm, start, end);
     int error = try_gate(tracker, region, start, end - start);
+    for (uint32_t i = 0; i < SETTLE_TRIES && error == -ETIMEDOUT; i++) {
+        if (!settle_mark(tracker)) /* it has ended after all; this scan is void all the same */
+            return error;
+    }
     if (error == -ETIMEDOUT)
-        return error; /* still under way: the mark stays until settle_mark() */
+        return error; /* still under way: the mark stays, and each scan tries again */
     fl_fault_end_zap(tracker->faults);
     return error;
 }
