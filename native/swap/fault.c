@@ -27,7 +27,7 @@
 #define SPINS_BEFORE_SLEEP 64u
 #define LOGGED_MAX 16u                  /* failures that are named in the log */
 #define FORGET_ALONE_NS FL_NS_PER_MS    /* then the helpers are called, and again */
-#define PUT_OFF_NS (5 * FL_NS_PER_MS)   /* longer than a zap takes that has its turn */
+#define PUT_OFF_NS (50 * FL_NS_PER_MS)  /* longer than a zap takes, waiting for its turn and all */
 #define OWNER_NS (2 * FL_NS_PER_SECOND) /* whoever owns a page needs microseconds; longer, and nobody does */
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
