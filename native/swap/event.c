@@ -32,8 +32,8 @@ static bool is_our_zap(struct fl_vm *vm, uint64_t start, uint64_t end) {
 bool fl_event_is_put_off(struct fl_vm *vm, uint64_t address, bool *certain) {
     uint32_t count = atomic_load(&vm->removals.count);
     *certain = atomic_load(&vm->removals.zap_seen);
-    for (uint32_t i = 0; i < count && i < FL_REMOVALS_MAX;
-         i++) { /* the end is written last, and counts when it is not 0 */
+    /* An end is written last, and counts when it is not 0. */
+    for (uint32_t i = 0; i < count && i < FL_REMOVALS_MAX; i++) {
         if (address < atomic_load(&vm->removals.put_off[i].end) &&
             address >= atomic_load(&vm->removals.put_off[i].start))
             return true;
