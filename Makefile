@@ -20,7 +20,7 @@ SOAK_SECONDS ?= 600
 SOAK_FLAGS ?= -m soak
 # How many races between evictions and writes `make test-races` runs, with each kind of freeze.
 RACES ?= 1000000
-RACES_SECONDS ?= 7200
+RACES_SECONDS ?= 23000
 # make bench BENCH_FLAGS=--quick: a look, not a figure to quote.
 BENCH_FLAGS ?=
 
