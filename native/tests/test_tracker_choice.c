@@ -300,6 +300,15 @@ static void scan(const struct victim *victim, const struct session *session) {
     wait_until(victim, armed_again, 60, "a scan");
 }
 
+static struct session start_and_scan(const struct victim *victim, const char *tracker, unsigned scans) {
+    armed_before = 0;
+    struct session session = start_slow(victim, tracker);
+    wait_until(victim, armed_again, 60, "the first arming");
+    for (unsigned i = 0; i < scans; i++)
+        scan(victim, &session);
+    return session;
+}
+
 static void crash(struct session *session) {
     fl_pager_close(session->connection);
     pager_kill(session->pager);
@@ -327,11 +336,7 @@ static void moved_between_scans(const char *tracker, uint64_t seed) {
     if (!is_possible(tracker))
         return;
     struct victim victim = victim_start(PAGES, 0, seed);
-    armed_before = 0;
-    struct session session = start_slow(&victim, tracker);
-    wait_until(&victim, armed_again, 60, "the first arming");
-    for (unsigned i = 0; i < 3; i++)
-        scan(&victim, &session);
+    struct session session = start_and_scan(&victim, tracker, 3);
     check_ages(&victim, 1, 3, tracker, "nobody touched anything");
     victim_order(&victim, VICTIM_MOVE, 0, 0, 30);
     CHECK(victim_verify(&victim, 60) == 0, "%s: read wrong", tracker);
@@ -347,11 +352,7 @@ static void chosen_and_never_armed(const char *first, const char *second, uint64
     if (!is_possible(first) || !is_possible(second))
         return;
     struct victim victim = victim_start(PAGES, 0, seed);
-    armed_before = 0;
-    struct session session = start_slow(&victim, first);
-    wait_until(&victim, armed_again, 60, "the first arming");
-    for (unsigned i = 0; i < 3; i++)
-        scan(&victim, &session);
+    struct session session = start_and_scan(&victim, first, 3);
     CHECK(victim_verify(&victim, 60) == 0, "read wrong"); /* all are mapped again */
     for (unsigned i = 0; i < 4; i++)
         scan(&victim, &session);
