@@ -33,7 +33,7 @@ static const char usage[] =
     "\n"
     "  --fault-threads N            threads that answer faults, 1 to 16 (2)\n"
     "  --scan-interval-ms N         time between two scans, 100 to 3600000 (10000, or what the vault says)\n"
-    "  --trackers LIST              rwp, zap, idle, damon in order of preference, or auto (auto)\n"
+    "  --trackers LIST              which of rwp, zap, idle, damon may be used, the best first, or auto (auto)\n"
     "  --pool-max-bytes N           most host memory for compressed pages (no limit)\n"
     "  --stall-target-permille N    stall above which eviction is braked, 1 to 1000 (10)\n"
     "  --longest-io-ms N            longest direct I/O of the VM's disks, 0 to 60000: nothing is evicted for so long\n"
