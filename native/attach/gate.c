@@ -37,6 +37,7 @@ struct gate_run {
     struct fl_gate *gate;
     uint32_t slot;
     int error;
+    bool handed_over; /* the calls will be made, whatever comes */
     uint64_t stopped_at_ns;
     uint64_t let_go_at_ns;
     uint64_t ended_at_ns;
@@ -227,11 +228,10 @@ static void *trace_one_run(void *argument) {
     }
     run->stopped_at_ns = fl_monotonic_ns();
     run->error = send_in(run);
-    int detached = fl_tracee_detach(pid);
+    run->handed_over = run->error == 0;
+    (void)fl_tracee_detach(
+        pid); /* fails when it was killed while it was stopped, and then there is nothing to let go */
     run->let_go_at_ns = fl_monotonic_ns();
-    if (run->error == 0) {
-        run->error = detached; /* not detached: killed while it was stopped */
-    }
     return NULL;
 }
 
@@ -263,13 +263,11 @@ static int run_calls(struct fl_gate *gate, struct fl_gate_call *calls, uint32_t 
     slot->count = count;
     slot->prepared_at_ns = fl_monotonic_ns();
     error = run_tracer(&run);
-    /* ptrace says so too of a thread that was not where it should be; only the pidfd knows that it has ended. */
-    if (error == -ESRCH && !has_ended(gate->pidfd)) {
-        error = slot_state(slot) == FL_GATE_FREE ? -EBUSY : 0;
-    }
-    /* Not in the tracing thread: a real-time one that looks again and again would keep the VMM from getting there. */
-    if (error == 0) {
+    if (run.handed_over) {
+        /* Not in the tracing thread: a real-time one that looks again and again would keep the VMM from getting there. */
         error = wait_until_free(&run);
+    } else if (error == -ESRCH && !has_ended(gate->pidfd)) {
+        error = -EBUSY; /* ptrace says so too of a thread that was not where it should be; only the pidfd knows */
     }
     if (error) {
         return error;

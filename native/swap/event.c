@@ -113,8 +113,8 @@ void fl_event_unmark_zap(struct fl_vm *vm) {
     atomic_store(&vm->vault.header->zap_end, 0);
 }
 
-void fl_event_settle_zap(struct fl_vm *vm) {
-    if (atomic_load(&vm->removals.zap_seen)) /* else those were our own, in pieces */
+void fl_event_settle_zap(struct fl_vm *vm, bool made) {
+    if (!made || atomic_load(&vm->removals.zap_seen)) /* else those were our own, in pieces */
         forget_put_off(vm);
     for (uint32_t i = 0; i < FL_REMOVALS_MAX; i++)
         atomic_store(&vm->removals.put_off[i].end, 0);

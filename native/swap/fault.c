@@ -25,10 +25,10 @@
 #define MANY_PENDING 64u
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
-#define LOGGED_MAX 16u                  /* failures that are named in the log */
-#define FORGET_ALONE_NS FL_NS_PER_MS    /* then the helpers are called, and again */
-#define PUT_OFF_NS (50 * FL_NS_PER_MS)  /* longer than a zap takes, waiting for its turn and all */
-#define OWNER_NS (2 * FL_NS_PER_SECOND) /* whoever owns a page needs microseconds; longer, and nobody does */
+#define LOGGED_MAX 16u               /* failures that are named in the log */
+#define FORGET_ALONE_NS FL_NS_PER_MS /* then the helpers are called, and again */
+#define OWNER_NS \
+    (2 * FL_NS_PER_SECOND) /* whoever owns a page, or makes a zap, needs less by far; longer, and nobody does */
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
 
@@ -287,8 +287,8 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     case FL_PAGE_EVICTED:
         wait_for_readers(worker);
         put_off = fl_event_is_put_off(vm, fault->address, &certain);
-        if (put_off && !certain && fl_now() - fault->read_ns < PUT_OFF_NS)
-            return false; /* a moment: no zap may keep a vCPU waiting for long */
+        if (put_off && !certain && fl_now() - fault->read_ns < OWNER_NS)
+            return false; /* what a zap takes, as a rule some hundreds of microseconds */
         if ((put_off && certain) || is_being_forgotten(worker->server, fault->address)) {
             uint64_t address = fl_address_of_page(vm, region, page);
             fl_forget(vm, &(struct fl_range){address, address + FL_PAGE_SIZE});
@@ -554,11 +554,11 @@ void fl_fault_quiesce(struct fl_fault_server *server) {
     }
 }
 
-void fl_fault_end_zap(struct fl_fault_server *server) {
+void fl_fault_end_zap(struct fl_fault_server *server, bool made) {
     fl_fault_quiesce(server); /* its own event is known */
     fl_event_unmark_zap(server->vm);
     fl_fault_quiesce(server); /* who saw the mark has noted what it put off */
-    fl_event_settle_zap(server->vm);
+    fl_event_settle_zap(server->vm, made);
 }
 
 uint64_t fl_fault_late(const struct fl_fault_server *server) {

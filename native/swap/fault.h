@@ -15,8 +15,11 @@ int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **
  * microseconds, and longer only while much is forgotten that was away and has been freed at once.
  */
 void fl_fault_quiesce(struct fl_fault_server *server);
-/* The zap that was marked (swap/event.h) has ended in the VMM: so does its mark, when all that was read of it is acted on. */
-void fl_fault_end_zap(struct fl_fault_server *server);
+/*
+ * The zap that was marked (swap/event.h) has ended in the VMM, or was never `made`: so does its mark, when all that was read
+ * meanwhile is acted on.
+ */
+void fl_fault_end_zap(struct fl_fault_server *server, bool made);
 /* How many messages told of a touch of a page in memory, and the page had been punched when they were answered. */
 uint64_t fl_fault_late(const struct fl_fault_server *server);
 /* Finish what was read, stop and join. Nobody answers faults after this. */

@@ -100,7 +100,7 @@ static void zap_with_removals(void) {
     CHECK(tell(LOW, end).end == 0, "our own zap is taken for a removal");
     CHECK(tell(LOW, LOW + FL_PAGE_SIZE).end == LOW + FL_PAGE_SIZE, "put off although our own zap is over");
     fl_event_unmark_zap(&vm);
-    fl_event_settle_zap(&vm);
+    fl_event_settle_zap(&vm, true);
 }
 
 static void removals_too_many(void) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Memory is freed and used again while the pager has not come to it yet: by several threads at once, moved at once, filled anew at
- * once, and while our own zap lasts. Nobody reads the old content of what was freed, and nothing written since is lost.
+ * once, and while our own zap lasts, was not made after all, or comes again and again. Nobody reads the old content of what was freed, and nothing written since is lost.
  *
  * Each moment is met: reads of the userfaultfd are held until all have freed, and forgetting is held when it has begun.
  */
@@ -149,6 +149,26 @@ static void free_at_once(uint32_t thread) {
         look(page);
 }
 
+static void free_half_at_once(uint32_t thread) {
+    if (thread)
+        return;
+    free_pages(0, pages / 2);
+    for (uint32_t page = 0; page < pages / 2; page++)
+        look(page);
+}
+
+/* Every other page, and the others are touched meanwhile: there is always something to zap. */
+static void free_page_by_page(uint32_t thread) {
+    for (uint32_t page = 0; page < pages && !thread; page += 2) {
+        free_pages(page, 1);
+        look(page);
+    }
+    if (!thread)
+        atomic_store(&shared->check, 1);
+    for (uint32_t page = 1; thread && !atomic_load(&shared->check); page = (page + 2) % pages)
+        words_of(page)[thread]++;
+}
+
 static void (*act)(uint32_t thread);
 
 static void *run(void *number) {
@@ -200,11 +220,11 @@ static struct fl_fault_server *serve(void (*what)(uint32_t), uint32_t of_pages) 
     return served_vm_begin(&vm, vmm, &trackers, 2);
 }
 
-static uint64_t evict(uint32_t first, uint32_t end, fl_accessed_fn accessed, void *context) {
+static uint64_t evict(uint32_t first, uint32_t end, uint8_t of_eight, fl_accessed_fn accessed, void *context) {
     struct fl_evictor *evictor;
     struct fl_evicted done = {0};
     uint64_t candidates[FL_WINDOW_PAGES / 64];
-    memset(candidates, 0xff, sizeof(candidates));
+    memset(candidates, of_eight, sizeof(candidates));
     CHECK(fl_evictor_create(&vm, accessed, context, &evictor) == 0, "evictor");
     for (uint32_t page = first; page < end; page += FL_WINDOW_PAGES) {
         int error =
@@ -216,7 +236,7 @@ static uint64_t evict(uint32_t first, uint32_t end, fl_accessed_fn accessed, voi
 }
 
 static void evict_all(uint32_t end) {
-    uint64_t away = evict(0, end, NULL, NULL);
+    uint64_t away = evict(0, end, 0xff, NULL, NULL);
     CHECK(away > end - end / 16, "%llu of %u pages away", (unsigned long long)away, end);
 }
 
@@ -270,7 +290,7 @@ static void freed_and_filled(uint32_t of_pages) {
     for (uint32_t page = 0; page < pages; page++) /* as fault threads do it */
         __atomic_store_n(&vm.vault.ages[fl_region(&vm, 0)->first_page + page], 9, __ATOMIC_RELAXED);
     hold_forgetting(SECONDS * 1000);
-    (void)evict(pages - FL_WINDOW_PAGES, pages, fl_scanner_harvest, &scanner);
+    (void)evict(pages - FL_WINDOW_PAGES, pages, 0xff, fl_scanner_harvest, &scanner);
     CHECK(atomic_load(&held), "nothing was held: this shows nothing");
     hold_forgetting(0);
     fl_fault_quiesce(faults);
@@ -293,8 +313,43 @@ static void freed_during_zap(uint32_t of_pages) {
     CHECK(fl_event(&vm, &own).end == 0, "our own zap is taken for a removal");
     atomic_store(&shared->go, 1);
     wait_for(&shared->done, THREADS, "freed and looked at");
-    fl_fault_end_zap(faults);
+    fl_fault_end_zap(faults, true);
     check_holes("freed while a zap lasts", pages);
+    served_vm_end(&vm, faults);
+}
+
+/* As while the VMM's main thread is not to be had: nothing of what is freed meanwhile can be a piece of our zap. */
+static void freed_before_zap(uint32_t of_pages) {
+    struct fl_fault_server *faults = serve(free_half_at_once, of_pages);
+    uint64_t start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page);
+    evict_all(pages);
+    fl_event_mark_zap(&vm, start, start + (uint64_t)pages * FL_PAGE_SIZE);
+    atomic_store(&shared->go, 1);
+    wait_for(&shared->freed, 1, "freed");
+    sleep_ms(100); /* and looked at */
+    fl_fault_end_zap(faults, false);
+    wait_for(&shared->done, THREADS, "freed and looked at");
+    check_holes("freed before a zap that is not made", pages / 2);
+    served_vm_end(&vm, faults);
+}
+
+static void freed_while_zap_arms(uint32_t of_pages) {
+    struct fl_fault_server *faults = serve(free_page_by_page, of_pages);
+    struct fl_tracker *tracker;
+    uint64_t stop_ns, armed = 0;
+    uint64_t away = evict(0, pages, 0x55, NULL, NULL);
+    CHECK(away > pages / 2 - pages / 32, "%llu of %u pages away", (unsigned long long)away, pages / 2);
+    CHECK(fl_tracker_zap.create(&vm, faults, &tracker) == 0, "zap");
+    atomic_store(&shared->go, 1);
+    for (uint64_t until = fl_now() + SECONDS * FL_NS_PER_SECOND; !atomic_load(&shared->check) && fl_now() < until;) {
+        armed += fl_tracker_zap.arm(tracker, &stop_ns) == 0;
+        sleep_ms(rounds(1, 20));
+    }
+    wait_for(&shared->done, THREADS, "freed page by page");
+    fl_tracker_zap.destroy(tracker);
+    CHECK(armed > 0, "zap has never armed meanwhile: this shows nothing");
+    printf("zap has armed %llu times\n", (unsigned long long)armed);
+    check_holes("freed page by page while zap arms", pages / 2);
     served_vm_end(&vm, faults);
 }
 
@@ -309,5 +364,7 @@ int main(int argc, char **argv) {
     freed_and_moved(rounds(65536, 16384));
     freed_and_filled(rounds(65536, 16384));
     freed_during_zap(rounds(4096, 1024));
+    freed_before_zap(rounds(4096, 1024));
+    freed_while_zap_arms(rounds(16384, 4096));
     return 0;
 }

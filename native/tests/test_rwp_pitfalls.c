@@ -90,7 +90,7 @@ static void unmap_pages(struct served *s) {
         while ((error = fl_gate_run(s->gate, &nothing, 1, 200 * FL_NS_PER_MS, NULL, NULL)) && fl_now() < until)
             sleep_ms(1);
     CHECK(error == 0 || error == -EBUSY, "gate: %s", strerror(-error));
-    fl_fault_end_zap(s->faults);
+    fl_fault_end_zap(s->faults, true);
 }
 
 /* ---- a write to a page that is in the file, but not mapped -------------------------------------------------- */

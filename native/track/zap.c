@@ -74,10 +74,12 @@ static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, 
     return error;
 }
 
-static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length) {
+/* *made: the VMM has made the call, whatever its kernel said to that. */
+static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t length, bool *made) {
     struct fl_gate_call call = {.nr = SYS_madvise, .args = {address, length, MADV_DONTNEED}};
     uint64_t stop_ns = 0, busy_ns = 0;
     int error = fl_gate_run(tracker->gate, &call, 1, GATE_TIMEOUT_NS, &stop_ns, &busy_ns);
+    *made = error == 0;
     if (error)
         return error;
     if (stop_ns > tracker->stop_max_ns)
@@ -89,29 +91,24 @@ static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t lengt
     return (int)call.result;
 }
 
-/* With a last look at the pages before each try. */
-static int try_gate(struct fl_tracker *tracker, uint32_t region, uint64_t address, uint64_t length) {
-    int error = -EBUSY;
-    for (uint32_t i = 0; i < GATE_TRIES && error == -EBUSY; i++) {
-        error = fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, region, address,
-                             address + length);
-        if (!error)
-            error = run_gate(tracker, address, length);
-        if (error == -EBUSY)
-            fl_sleep_ns(FL_NS_PER_MS << (i < 4 ? i : 4));
-    }
-    return error;
+/* The VMM's main thread was not to be had for the try before. */
+static void pause_before_try(uint32_t try) {
+    if (try)
+        fl_sleep_ns(FL_NS_PER_MS << (try < 5 ? try - 1 : 4));
 }
 
 /* A mark that an earlier run (ours or a dead pager's) left: a run of an empty call shows that it has ended. */
 static int settle_mark(struct fl_tracker *tracker) {
-    if (!fl_event_zap_marked(tracker->vm))
-        return 0;
-    int error = try_gate(tracker, 0, fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page), 0);
-    if (error)
-        return error;
-    fl_fault_end_zap(tracker->faults);
-    return 0;
+    uint64_t anywhere = fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page);
+    int error = fl_event_zap_marked(tracker->vm) ? -EBUSY : 0;
+    bool made = false;
+    for (uint32_t try = 0; try < GATE_TRIES && error == -EBUSY; try++) {
+        pause_before_try(try);
+        error = run_gate(tracker, anywhere, 0, &made);
+    }
+    if (made)
+        fl_fault_end_zap(tracker->faults, true);
+    return error;
 }
 
 int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
@@ -126,16 +123,28 @@ int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
     return error;
 }
 
-static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
+/* With a last look at the pages. Marked only here: what the VMM frees between two tries is known at once. */
+static int try_zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
+    bool made;
+    int error = fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, region, start, end);
+    if (error)
+        return error;
     fl_event_mark_zap(tracker->vm, start, end);
-    int error = try_gate(tracker, region, start, end - start);
-    for (uint32_t i = 0; i < SETTLE_TRIES && error == -ETIMEDOUT; i++) {
-        if (!settle_mark(tracker)) /* it has ended after all; this scan is void all the same */
-            return error;
+    error = run_gate(tracker, start, end - start, &made);
+    if (error != -ETIMEDOUT) /* else it is still under way: the mark stays, and each scan tries again */
+        fl_fault_end_zap(tracker->faults, made);
+    return error;
+}
+
+static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
+    int error = -EBUSY;
+    for (uint32_t try = 0; try < GATE_TRIES && error == -EBUSY; try++) {
+        pause_before_try(try);
+        error = try_zap(tracker, region, start, end);
     }
-    if (error == -ETIMEDOUT)
-        return error; /* still under way: the mark stays, and each scan tries again */
-    fl_fault_end_zap(tracker->faults);
+    /* If it ends after all, so does its mark; this scan is void all the same. */
+    for (uint32_t i = 0; i < SETTLE_TRIES && error == -ETIMEDOUT && settle_mark(tracker); i++)
+        ;
     return error;
 }
 
