@@ -45,7 +45,6 @@ struct worker {
     pthread_t thread;
     int epoll;
     _Atomic(uint64_t) batches; /* odd while messages are being read and their events acted on */
-    _Atomic(uint64_t) reading; /* odd from before a read until what it says is freed stands below */
     /* What the VMM has freed and this thread is to forget, of all the messages that it has read; nothing: the end is 0. */
     struct {
         _Atomic(uint64_t) start, end;
@@ -73,6 +72,7 @@ struct fl_fault_server {
     _Atomic(uint32_t) count;
     /* What is read first is known first: that memory has moved, before it is unmapped where it was. */
     pthread_mutex_t order;
+    _Atomic(uint64_t) reading; /* odd from before a read until what it says is freed stands in `forgetting` */
     struct worker *workers;
 };
 
@@ -243,14 +243,10 @@ static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_
 }
 
 /* Who has just read of a removal may not have noted it yet, and who freed goes on already. */
-static void wait_for_readers(const struct worker *self) {
-    const struct fl_fault_server *server = self->server;
-    for (uint32_t i = 0; i < server->count; i++) {
-        const struct worker *worker = &server->workers[i];
-        uint64_t seen = atomic_load(&worker->reading);
-        while (worker != self && seen & 1 && atomic_load(&worker->reading) == seen)
-            sched_yield();
-    }
+static void wait_for_reader(const struct fl_fault_server *server) {
+    uint64_t seen = atomic_load(&server->reading);
+    while (seen & 1 && atomic_load(&server->reading) == seen)
+        sched_yield();
 }
 
 static bool is_being_forgotten(const struct fl_fault_server *server, uint64_t address) {
@@ -285,7 +281,7 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     }
     switch (fl_entry_state(entry)) {
     case FL_PAGE_EVICTED:
-        wait_for_readers(worker);
+        wait_for_reader(worker->server);
         put_off = fl_event_is_put_off(vm, fault->address, &certain);
         if (put_off && !certain && fl_now() - fault->read_ns < OWNER_NS)
             return false; /* what a zap takes, as a rule some hundreds of microseconds */
@@ -381,14 +377,15 @@ static void finish_forgetting(struct worker *self, uint32_t count) {
  * out faults before events, so reading must go on however many faults wait already: they wait for the event behind them.
  */
 static int read_messages(struct worker *worker) {
-    struct fl_vm *vm = worker->server->vm;
-    pthread_mutex_lock(&worker->server->order);
-    atomic_fetch_add(&worker->reading, 1);
+    struct fl_fault_server *server = worker->server;
+    struct fl_vm *vm = server->vm;
+    pthread_mutex_lock(&server->order);
+    atomic_fetch_add(&server->reading, 1);
     ssize_t bytes = read(vm->uffd, worker->messages, sizeof(worker->messages));
     if (bytes < 0) {
         int error = errno;
-        atomic_fetch_add(&worker->reading, 1);
-        pthread_mutex_unlock(&worker->server->order);
+        atomic_fetch_add(&server->reading, 1);
+        pthread_mutex_unlock(&server->order);
         return error == EAGAIN || error == EINTR ? 0 : -error;
     }
     uint64_t now = fl_now();
@@ -411,8 +408,8 @@ static int read_messages(struct worker *worker) {
             .kind = kind_of(message->arg.pagefault.flags),
         };
     }
-    atomic_fetch_add(&worker->reading, 1);
-    pthread_mutex_unlock(&worker->server->order);
+    atomic_fetch_add(&server->reading, 1);
+    pthread_mutex_unlock(&server->order);
     /* Who freed goes on as soon as his message has been read: all of them are known before the first is acted on. */
     forget_noted(worker, count);
     return (int)count;
