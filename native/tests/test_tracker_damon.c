@@ -2,12 +2,16 @@
 /*
  * What the damon tracker sees of a KVM guest, page by page, against what its vCPUs and its VMM really touched, each by itself:
  * page-exact, by regions where the budget is small, with pages that are on no LRU list, and with pages that a CPU never lets go.
+ * And what it takes of a CPU where the budget is the limit.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "damon_field.h"
+#include "track/damon_plan.h"
+#include "track/damon_sysfs.h"
 #include "victim.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -17,6 +21,10 @@
 #define ALONE_PAGES 500u
 #define RUN_PERCENT 80.0
 #define FRAME ((UINT64_C(1) << 55) - 1)
+#define BUDGET_INTERVAL_MS 1000u
+#define BUDGET_SCANS 8u
+#define BUDGET_LEARNT 2u     /* the first goes by an assumed cost, the second measures that of coarser regions */
+#define BUDGET_TOLERANCE 1.5 /* one scan differs from the next, and more where the CPU is emulated */
 #define ON_LRU (UINT64_C(1) << 5)
 
 static uint32_t *pages_some(uint32_t pages, uint32_t count, uint64_t *random) {
@@ -129,6 +137,58 @@ static void test_regions(uint64_t *random) {
     damon_field_end(field);
 }
 
+/* ---- the budget -------------------------------------------------------------------------------------------- */
+
+/* What the kdamond has used when it has been told to stop: the last that can be read while it still ends. */
+struct meter {
+    int pid;
+    _Atomic(bool) stop;
+    uint64_t cpu_ns;
+};
+
+static void *read_meter(void *argument) {
+    struct meter *meter = argument;
+    while (!atomic_load(&meter->stop)) {
+        uint64_t cpu_ns = fl_damon_cpu_ns(meter->pid);
+        meter->cpu_ns = cpu_ns ? cpu_ns : meter->cpu_ns;
+        sleep_ms(1);
+    }
+    return NULL;
+}
+
+static double scan_permille(struct damon_field *field, uint32_t interval_ms) {
+    pthread_t thread;
+    damon_field_begin(field);
+    struct meter meter = {.pid = (int)damon_read_number(DAMON_KDAMONDS "1/pid")};
+    CHECK(meter.pid > 0, "no kdamond");
+    CHECK(pthread_create(&thread, NULL, read_meter, &meter) == 0, "thread");
+    damon_field_look(field);
+    atomic_store(&meter.stop, true);
+    pthread_join(thread, NULL);
+    CHECK(meter.cpu_ns > 0, "the kdamond's CPU time was not seen");
+    return (double)meter.cpu_ns / ((double)interval_ms * 1e6) * 1000;
+}
+
+/* An interval that is too short for page-exact, by the assumed cost and by a higher one. Over several scans: one differs from the next. */
+static void test_budget(void) {
+    const uint32_t interval_ms = BUDGET_INTERVAL_MS;
+    struct damon_field *field = damon_field_make(128 * MIB, 1, interval_ms, true);
+    double sum = 0;
+    int error = damon_field_create(field);
+    CHECK(error == 0, "create: %s", strerror(-error));
+    for (unsigned scan = 1; scan <= BUDGET_LEARNT + BUDGET_SCANS; scan++) {
+        double permille = scan_permille(field, interval_ms);
+        printf("budget: scan %u takes %.1f permille of a CPU for %u ms, regions of %.1f pages\n", scan, permille,
+               interval_ms, region_pages(field));
+        if (scan > BUDGET_LEARNT)
+            sum += permille;
+    }
+    CHECK(region_pages(field) > 1, "the budget is for more than the VM needs, and shows nothing");
+    CHECK(sum / BUDGET_SCANS <= FL_DAMON_BUDGET_PERMILLE * BUDGET_TOLERANCE,
+          "%.1f permille on average, the budget is %u", sum / BUDGET_SCANS, FL_DAMON_BUDGET_PERMILLE);
+    damon_field_end(field);
+}
+
 /* ---- pages on no list -------------------------------------------------------------------------------------- */
 
 static uint64_t word_at(int fd, uint64_t index) {
@@ -202,6 +262,7 @@ int main(int argc, char **argv) {
     test_exact(32 * MIB, rounds(20, 8), 2000, &random);
     test_exact(256 * MIB, 2, 20000, &random);
     test_regions(&random);
+    test_budget();
     puts("ok");
     return 0;
 }

@@ -5,10 +5,13 @@
  * said.
  */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "damon_field.h"
 #include "said.h"
@@ -239,6 +242,29 @@ static void test_taken_away(struct damon_field *field) {
     check_put_back("after damon_stat took it");
 }
 
+/* The kernel's file systems, from under a tracker at work. In a mount namespace of our own from here on. */
+static void test_unmounted(struct damon_field *field, uint64_t *random) {
+    CHECK(unshare(CLONE_NEWNS) == 0 && mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "namespace: %s",
+          strerror(errno));
+    must_create(field);
+    check_works(field, random);
+    (void)umount2("/sys/kernel/tracing", MNT_DETACH);
+    (void)umount2("/sys/kernel/debug", MNT_DETACH);
+    CHECK(access("/sys/kernel/tracing/events", F_OK) && access("/sys/kernel/debug/tracing", F_OK), "still mounted");
+    check_works(field, random);
+    damon_field_destroy(field);
+    must_create(field);
+    check_works(field, random);
+    puts("tracefs unmounted: it goes on, and begins anew");
+
+    CHECK(umount2("/sys", MNT_DETACH) == 0, "umount /sys: %s", strerror(errno));
+    check_works(field, random);
+    CHECK(mount("sysfs", "/sys", "sysfs", 0, NULL) == 0, "mount /sys: %s", strerror(errno));
+    puts("sysfs unmounted: it goes on with the folder that it holds");
+    damon_field_destroy(field);
+    check_put_back("after /sys was unmounted for a moment");
+}
+
 static void test_vmm_ends(struct damon_field *field) {
     must_create(field);
     damon_field_begin(field);
@@ -362,6 +388,7 @@ int main(int argc, char **argv) {
     test_in_use(first);
     test_taken_away(first);
     test_pager_killed(first, random_next(&random));
+    test_unmounted(first, &random);
     test_vmm_ends(second);
     test_pager_goes_on(random_next(&random));
     damon_field_end(first);
