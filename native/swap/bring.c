@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "swap/evict.h"
 #include "swap/load.h"
+#include "swap/removed.h"
 #include "swap/uffd.h"
 
 #define COPY_TRIES 200u
@@ -99,10 +100,20 @@ static int write_page(struct fl_vm *vm, uint32_t region, uint64_t page, const vo
     return error;
 }
 
+/* Not what the VMM has freed, or perhaps has: that stays away until it is forgotten. As late as can be (swap/load.c). */
+static bool is_wanted(struct fl_vm *vm, const struct run *run, uint32_t at) {
+    uint64_t page = run->first + at;
+    return fl_removed(vm, page) == FL_REMOVED_NOT && !fl_freed(vm, page, run->entry[at]);
+}
+
 /* Pages from `at` on of a run into their file. Entries are settled page by page. */
 static int write_run(struct fl_bringer *bringer, struct run *run, uint32_t at, uint64_t *pages) {
     struct fl_vm *vm = bringer->vm;
     for (; at < run->count; at++) {
+        if (!is_wanted(vm, run, at)) {
+            settle(vm, run, at, at + 1, false);
+            continue;
+        }
         int error = write_page(vm, run->region, run->first + at, bringer->pages + (size_t)at * FL_PAGE_SIZE);
         if (error) {
             settle(vm, run, at, run->count, false);
@@ -114,10 +125,9 @@ static int write_run(struct fl_bringer *bringer, struct run *run, uint32_t at, u
     return 0;
 }
 
-/* How many pages from `at` on the VMM has not freed, as late as can be (swap/load.c). */
-static uint32_t still_wanted(struct fl_vm *vm, const struct run *run, uint32_t at) {
+static uint32_t count_wanted(struct fl_vm *vm, const struct run *run, uint32_t at) {
     uint32_t end = at;
-    while (end < run->count && !fl_freed(vm, run->first + end, run->entry[end]))
+    while (end < run->count && is_wanted(vm, run, end))
         end++;
     return end - at;
 }
@@ -128,7 +138,7 @@ static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
     uint64_t address = fl_address_of_page(vm, run->region, run->first);
     uint32_t at = 0, tries = 0;
     while (at < run->count) {
-        uint64_t done, length = (uint64_t)still_wanted(vm, run, at) * FL_PAGE_SIZE;
+        uint64_t done, length = (uint64_t)count_wanted(vm, run, at) * FL_PAGE_SIZE;
         if (!length) {
             settle(vm, run, at, at + 1, false);
             at++;

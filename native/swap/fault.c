@@ -16,6 +16,7 @@
 #include "swap/event.h"
 #include "swap/load.h"
 #include "swap/regions.h"
+#include "swap/removed.h"
 #include "swap/uffd.h"
 #include "track/age.h"
 
@@ -25,12 +26,14 @@
 #define MANY_PENDING 64u
 #define SAMPLE_EVERY 64u /* one fault in so many becomes a record */
 #define SPINS_BEFORE_SLEEP 64u
-#define LOGGED_MAX 16u               /* failures that are named in the log */
-#define FORGET_ALONE_NS FL_NS_PER_MS /* then the helpers are called, and again */
-#define OWNER_NS \
-    (2 * FL_NS_PER_SECOND) /* whoever owns a page, or makes a zap, needs less by far; longer, and nobody does */
+#define LOGGED_MAX 16u                  /* failures that are named in the log */
+#define FORGET_ALONE_NS FL_NS_PER_MS    /* then the helpers are called, and again */
+#define OWNER_NS (2 * FL_NS_PER_SECOND) /* whoever owns a page needs microseconds; longer, and nobody does */
+#define ZAP_NS (2 * FL_NS_PER_SECOND)   /* a touch waits so long for a zap; it takes some hundreds of microseconds */
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
+
+_Static_assert(FL_FAULT_THREADS_MAX *MESSAGES <= FL_FORGETTING_MAX, "a note for each message in hand");
 
 enum fault_kind { FAULT_MISSING, FAULT_MINOR, FAULT_PROTECTED };
 
@@ -45,10 +48,7 @@ struct worker {
     pthread_t thread;
     int epoll;
     _Atomic(uint64_t) batches; /* odd while messages are being read and their events acted on */
-    /* What the VMM has freed and this thread is to forget, of all the messages that it has read; nothing: the end is 0. */
-    struct {
-        _Atomic(uint64_t) start, end;
-    } forgetting[MESSAGES];
+    uint32_t first_note;       /* of MESSAGES: what this thread has read of that the VMM has freed, and is to forget */
     uint32_t served;
     uint64_t shortages; /* in a row: a message was there and could not be read */
     bool overflowed;    /* faults were dropped: their waiters must be woken to fault anew */
@@ -72,7 +72,6 @@ struct fl_fault_server {
     _Atomic(uint32_t) count;
     /* What is read first is known first: that memory has moved, before it is unmapped where it was. */
     pthread_mutex_t order;
-    _Atomic(uint64_t) reading; /* odd from before a read until what it says is freed stands in `forgetting` */
     struct worker *workers;
 };
 
@@ -242,32 +241,12 @@ static void settle_damaged(struct fl_vm *vm, uint32_t region, uint64_t page, fl_
     fl_count_out(vm, entry);
 }
 
-/* Who has just read of a removal may not have noted it yet, and who freed goes on already. */
-static void wait_for_reader(const struct fl_fault_server *server) {
-    uint64_t seen = atomic_load(&server->reading);
-    while (seen & 1 && atomic_load(&server->reading) == seen)
-        sched_yield();
-}
-
-static bool is_being_forgotten(const struct fl_fault_server *server, uint64_t address) {
-    for (uint32_t i = 0; i < server->count; i++) {
-        const struct worker *worker = &server->workers[i];
-        for (uint32_t k = 0; k < MESSAGES; k++) {
-            uint64_t end = atomic_load(&worker->forgetting[k].end);
-            if (address < end && address >= atomic_load(&worker->forgetting[k].start) &&
-                atomic_load(&worker->forgetting[k].end) == end)
-                return true;
-        }
-    }
-    return false;
-}
-
 /* Answer one fault. false: not now, keep it. */
 static bool answer(struct worker *worker, const struct fault *fault) {
     struct fl_vm *vm = worker->server->vm;
     uint64_t page;
     uint32_t region;
-    bool put_off, certain;
+    enum fl_removed removed;
     if (!fl_page_of_address(vm, fault->address, &page, &region)) {
         /* Unmapped or moved since: the waiter looks again by itself. */
         FL_COUNT(vm, stale_messages, 1);
@@ -281,15 +260,11 @@ static bool answer(struct worker *worker, const struct fault *fault) {
     }
     switch (fl_entry_state(entry)) {
     case FL_PAGE_EVICTED:
-        wait_for_reader(worker->server);
-        put_off = fl_event_is_put_off(vm, fault->address, &certain);
-        if (put_off && !certain && fl_now() - fault->read_ns < OWNER_NS)
-            return false; /* what a zap takes, as a rule some hundreds of microseconds */
-        if ((put_off && certain) || is_being_forgotten(worker->server, fault->address)) {
-            uint64_t address = fl_address_of_page(vm, region, page);
-            fl_forget(vm, &(struct fl_range){address, address + FL_PAGE_SIZE});
-            return false; /* and now it is a hole like any other */
-        }
+        removed = fl_removed(vm, page);
+        if (removed == FL_REMOVED_SURELY)
+            fl_removed_forget_page(vm, page, entry);
+        if (removed == FL_REMOVED_SURELY || (removed == FL_REMOVED_PERHAPS && fl_now() - fault->read_ns < ZAP_NS))
+            return false; /* now it is a hole like any other; or it is known in a moment */
         if (!load(worker, fault, region, page, entry))
             return false;
         if (fault->kind != FAULT_MISSING)
@@ -333,41 +308,13 @@ static void call_helpers(struct fl_fault_server *server) {
         fl_log(FL_LOG_DEBUG, "helpers_not_called", "\"errno\":%d", errno);
 }
 
-/* From here on whoever touches it finds that it has been freed, however long it takes to come to it. */
-static void will_forget(struct worker *worker, uint32_t place, struct fl_range removed) {
-    atomic_store(&worker->forgetting[place].start, removed.start);
-    atomic_store(&worker->forgetting[place].end, removed.end);
-}
-
 /* Of what may be all of the VMM's memory: others answer faults meanwhile, if there are any. */
 static void forget(struct worker *worker, uint32_t place) {
     uint64_t called_ns = fl_now();
-    struct fl_range left = {atomic_load(&worker->forgetting[place].start), atomic_load(&worker->forgetting[place].end)};
-    while (left.start < left.end) {
-        fl_forget(worker->server->vm, &left);
-        if (left.start < left.end && fl_now() - called_ns > FORGET_ALONE_NS) {
+    while (fl_removed_forget(worker->server->vm, place)) {
+        if (fl_now() - called_ns > FORGET_ALONE_NS) {
             call_helpers(worker->server);
             called_ns = fl_now();
-        }
-    }
-    atomic_store_explicit(&worker->forgetting[place].end, 0, memory_order_release);
-}
-
-static void forget_noted(struct worker *worker, uint32_t count) {
-    for (uint32_t i = 0; i < count; i++)
-        forget(worker, i);
-}
-
-/* Before memory moves or goes: what this thread has noted so far, and what others are at. They never wait for us. */
-static void finish_forgetting(struct worker *self, uint32_t count) {
-    const struct fl_fault_server *server = self->server;
-    forget_noted(self, count);
-    for (uint32_t i = 0; i < server->count; i++) {
-        const struct worker *worker = &server->workers[i];
-        for (uint32_t k = 0; worker != self && k < MESSAGES; k++) {
-            uint64_t end = atomic_load(&worker->forgetting[k].end);
-            while (end && atomic_load(&worker->forgetting[k].end) == end)
-                sched_yield();
         }
     }
 }
@@ -380,11 +327,11 @@ static int read_messages(struct worker *worker) {
     struct fl_fault_server *server = worker->server;
     struct fl_vm *vm = server->vm;
     pthread_mutex_lock(&server->order);
-    atomic_fetch_add(&server->reading, 1);
+    fl_removed_reading(vm);
     ssize_t bytes = read(vm->uffd, worker->messages, sizeof(worker->messages));
     if (bytes < 0) {
         int error = errno;
-        atomic_fetch_add(&server->reading, 1);
+        fl_removed_was_read(vm);
         pthread_mutex_unlock(&server->order);
         return error == EAGAIN || error == EINTR ? 0 : -error;
     }
@@ -393,9 +340,7 @@ static int read_messages(struct worker *worker) {
     for (uint32_t i = 0; i < count; i++) {
         const struct uffd_msg *message = &worker->messages[i];
         if (message->event != UFFD_EVENT_PAGEFAULT) {
-            if (message->event == UFFD_EVENT_REMAP || message->event == UFFD_EVENT_UNMAP)
-                finish_forgetting(worker, i); /* what is forgotten is known by its address */
-            will_forget(worker, i, fl_event(vm, message));
+            fl_removed_note(vm, worker->first_note + i, fl_event(vm, message));
             continue;
         }
         if (worker->pending_count == PENDING) {
@@ -408,10 +353,11 @@ static int read_messages(struct worker *worker) {
             .kind = kind_of(message->arg.pagefault.flags),
         };
     }
-    atomic_fetch_add(&server->reading, 1);
+    fl_removed_was_read(vm);
     pthread_mutex_unlock(&server->order);
     /* Who freed goes on as soon as his message has been read: all of them are known before the first is acted on. */
-    forget_noted(worker, count);
+    for (uint32_t i = 0; i < count; i++)
+        forget(worker, worker->first_note + i);
     return (int)count;
 }
 
@@ -505,6 +451,7 @@ static int watch(int epoll, int fd) {
 static int worker_start(struct fl_fault_server *server, struct worker *worker) {
     memset(worker, 0, sizeof(*worker));
     worker->server = server;
+    worker->first_note = (uint32_t)(worker - server->workers) * MESSAGES;
     worker->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (worker->epoll < 0)
         return -errno;
@@ -553,9 +500,9 @@ void fl_fault_quiesce(struct fl_fault_server *server) {
 
 void fl_fault_end_zap(struct fl_fault_server *server, bool made) {
     fl_fault_quiesce(server); /* its own event is known */
-    fl_event_unmark_zap(server->vm);
+    fl_zap_unmark(server->vm);
     fl_fault_quiesce(server); /* who saw the mark has noted what it put off */
-    fl_event_settle_zap(server->vm, made);
+    fl_zap_decide(server->vm, made);
 }
 
 uint64_t fl_fault_late(const struct fl_fault_server *server) {

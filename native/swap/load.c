@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "swap/removed.h"
 #include "swap/uffd.h"
 
 #define LOGGED_MAX 16u /* damaged pages named in the log; the others are counted */
@@ -113,7 +114,8 @@ int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, vo
     }
     uint64_t address = fl_address_of_page(vm, region, page);
     /* As late as can be: between here and the call behind it a page that is freed still gets its old content. */
-    int error = fl_freed(vm, page, entry) ? -EAGAIN : fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
+    bool freed = fl_removed(vm, page) == FL_REMOVED_SURELY || fl_freed(vm, page, entry);
+    int error = freed ? -EAGAIN : fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
     *woken_ns = fl_now();
     if (error && error != -EEXIST) {
         if (!fl_settle(vm, page, entry, fl_entry_with_state(entry, FL_PAGE_EVICTED)))

@@ -21,8 +21,9 @@
 #define FL_WINDOW_PAGES 512u  /* pages looked at in one step: 2 MiB */
 #define FL_CACHED_PAGES 8192u /* asked of in one call */
 #define FL_FORKS_MAX 256
-#define FL_REMOVALS_MAX 64u
-#define FL_BATCH_PAGES 64u /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
+#define FL_REMOVALS_MAX 64u   /* that are put off */
+#define FL_FORGETTING_MAX 64u /* removals that are being forgotten at the same time */
+#define FL_BATCH_PAGES 64u    /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
 
 struct fl_memory { /* what the pager holds of one region beside the vault's record */
     int fd;        /* the memfd, opened anew: our own description */
@@ -33,13 +34,23 @@ struct fl_range {
     uint64_t start, end;
 };
 
-/* REMOVE events that came while a zap was under way (swap/event.h). */
-struct fl_removals {
+struct fl_pages { /* [first, end) */
+    uint64_t first, end;
+};
+
+struct fl_note { /* of pages; nothing: the end is 0 */
+    _Atomic(uint64_t) first, end;
+};
+
+struct fl_removals {         /* swap/removed.h */
+    _Atomic(uint64_t) reads; /* of the userfaultfd; odd while what one says has not been noted */
+    _Atomic(uint32_t) forgetting_count;
+    struct fl_note forgetting[FL_FORGETTING_MAX];
+    /* While our own zap is under way: */
+    _Atomic(uint64_t) zaps; /* that were marked */
     _Atomic(bool) zap_seen;
-    _Atomic(uint32_t) count; /* may pass the limit: what is beyond is not remembered, and harmless */
-    struct {
-        _Atomic(uint64_t) start, end;
-    } put_off[FL_REMOVALS_MAX];
+    _Atomic(uint32_t) count; /* of what is put off; may pass the limit, and what is beyond keeps its old content */
+    struct fl_note put_off[FL_REMOVALS_MAX];
 };
 
 struct fl_vm {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Memory is freed and used again while the pager has not come to it yet: by several threads at once, moved at once, filled anew at
- * once, and while our own zap lasts, was not made after all, or comes again and again. Nobody reads the old content of what was freed, and nothing written since is lost.
+ * once, fetched ahead at once, and while our own zap lasts, was not made after all, or comes again and again. Nobody reads the old content of what was freed, and nothing written since is lost.
  *
  * Each moment is met: reads of the userfaultfd are held until all have freed, and forgetting is held when it has begun.
  */
@@ -20,8 +20,10 @@
 #include "base/log.h"
 #include "pager/scan.h"
 #include "served_vm.h"
+#include "swap/bring.h"
 #include "swap/event.h"
 #include "swap/evict.h"
+#include "swap/removed.h"
 #include "victim.h"
 
 #define THREADS 4u
@@ -145,6 +147,16 @@ static void free_at_once(uint32_t thread) {
     if (thread)
         return;
     free_pages(0, pages);
+    for (uint32_t page = 0; page < pages; page++)
+        look(page);
+}
+
+static void free_and_wait(uint32_t thread) {
+    if (thread)
+        return;
+    free_pages(0, pages);
+    while (!atomic_load(&shared->check))
+        sleep_ms(1);
     for (uint32_t page = 0; page < pages; page++)
         look(page);
 }
@@ -302,6 +314,29 @@ static void freed_and_filled(uint32_t of_pages) {
     served_vm_end(&vm, faults);
 }
 
+/* The VMM knows that it is free; the pager is told to fetch it ahead, or to drain, and has not come to it yet. */
+static void freed_and_brought(uint32_t of_pages, bool into_file) {
+    struct fl_fault_server *faults = serve(free_and_wait, of_pages);
+    struct fl_bringer *bringer;
+    uint64_t allowance = UINT64_MAX, brought = 0;
+    evict_all(pages);
+    CHECK(fl_bringer_create(&vm, &bringer) == 0, "bringer");
+    hold_forgetting(rounds(100, 1000));
+    atomic_store(&shared->go, 1);
+    wait_for(&shared->freed, 1, "freed");
+    int error = into_file ? fl_bring_into_file(bringer, 0, &brought)
+                          : fl_bring_range(bringer, 0, fl_region(&vm, 0)->first_page, pages, UINT8_MAX, true,
+                                           &allowance, &brought);
+    CHECK(error == 0, "bring: %s", strerror(-error));
+    CHECK(atomic_load(&held), "nothing was held: this shows nothing");
+    fl_bringer_destroy(bringer);
+    atomic_store(&shared->check, 1);
+    wait_for(&shared->done, THREADS, "freed and looked at");
+    printf("%llu brought, ", (unsigned long long)brought);
+    check_holes(into_file ? "freed and written into the file" : "freed and fetched ahead", pages);
+    served_vm_end(&vm, faults);
+}
+
 /* As while our own zap lasts and its own event has been seen: what is freed then is put off. */
 static void freed_during_zap(uint32_t of_pages) {
     struct fl_fault_server *faults = serve(free_at_once, of_pages);
@@ -309,7 +344,7 @@ static void freed_during_zap(uint32_t of_pages) {
     own.arg.remove.start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page);
     own.arg.remove.end = own.arg.remove.start + (uint64_t)pages * FL_PAGE_SIZE;
     evict_all(pages);
-    fl_event_mark_zap(&vm, own.arg.remove.start, own.arg.remove.end);
+    fl_zap_mark(&vm, own.arg.remove.start, own.arg.remove.end);
     CHECK(fl_event(&vm, &own).end == 0, "our own zap is taken for a removal");
     atomic_store(&shared->go, 1);
     wait_for(&shared->done, THREADS, "freed and looked at");
@@ -323,7 +358,7 @@ static void freed_before_zap(uint32_t of_pages) {
     struct fl_fault_server *faults = serve(free_half_at_once, of_pages);
     uint64_t start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page);
     evict_all(pages);
-    fl_event_mark_zap(&vm, start, start + (uint64_t)pages * FL_PAGE_SIZE);
+    fl_zap_mark(&vm, start, start + (uint64_t)pages * FL_PAGE_SIZE);
     atomic_store(&shared->go, 1);
     wait_for(&shared->freed, 1, "freed");
     sleep_ms(100); /* and looked at */
@@ -363,6 +398,8 @@ int main(int argc, char **argv) {
     freed_by_several(rounds(65536, 16384));
     freed_and_moved(rounds(65536, 16384));
     freed_and_filled(rounds(65536, 16384));
+    freed_and_brought(rounds(65536, 16384), false);
+    freed_and_brought(rounds(65536, 16384), true);
     freed_during_zap(rounds(4096, 1024));
     freed_before_zap(rounds(4096, 1024));
     freed_while_zap_arms(rounds(16384, 4096));

@@ -16,10 +16,12 @@
 #include "swap/bring.h"
 #include "swap/event.h"
 #include "swap/load.h"
+#include "swap/removed.h"
 #include "victim.h"
 
 #define PAGES 64u
 #define FREED 18u /* one that compresses */
+#define NOTE (FL_FORGETTING_MAX - 1)
 
 enum moment { NEVER, AFTER_READ, BEFORE_PUNCH, BEFORE_COPY };
 
@@ -31,10 +33,11 @@ static void free_page(void) {
     struct uffd_msg message = {.event = UFFD_EVENT_REMOVE};
     message.arg.remove.start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page + FREED);
     message.arg.remove.end = message.arg.remove.start + FL_PAGE_SIZE;
-    struct fl_range left = fl_event(&vm, &message);
-    CHECK(left.start < left.end, "nothing to forget");
-    while (left.start < left.end)
-        fl_forget(&vm, &left);
+    struct fl_pages freed = fl_event(&vm, &message);
+    CHECK(freed.end - freed.first == 1, "nothing to forget");
+    fl_removed_note(&vm, NOTE, freed);
+    while (fl_removed_forget(&vm, NOTE))
+        ;
     CHECK(syscall(SYS_fallocate, vm.memory[0].fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   (off_t)FREED * FL_PAGE_SIZE, FL_PAGE_SIZE) == 0,
           "punch: %s", strerror(errno));

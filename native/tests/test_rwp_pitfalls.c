@@ -20,8 +20,8 @@
 #include "pager/choose.h"
 #include "served_vm.h"
 #include "swap/bring.h"
-#include "swap/event.h"
 #include "swap/evict.h"
+#include "swap/removed.h"
 #include "swap/uffd.h"
 #include "track/age.h"
 #include "victim.h"
@@ -84,7 +84,7 @@ static void unmap_pages(struct served *s) {
     uint64_t start = address_of(s, 0), end = start + PAGES * FL_PAGE_SIZE, until = fl_now() + 60 * FL_NS_PER_SECOND;
     struct fl_gate_call call = {.nr = SYS_madvise, .args = {start, end - start, MADV_DONTNEED}};
     struct fl_gate_call nothing = {.nr = SYS_madvise, .args = {start, 0, MADV_DONTNEED}};
-    fl_event_mark_zap(&s->vm, start, end);
+    fl_zap_mark(&s->vm, start, end);
     int error = fl_gate_run(s->gate, &call, 1, 200 * FL_NS_PER_MS, NULL, NULL);
     if (error == -ETIMEDOUT) /* it will be made: when another one has been, it was */
         while ((error = fl_gate_run(s->gate, &nothing, 1, 200 * FL_NS_PER_MS, NULL, NULL)) && fl_now() < until)

@@ -13,8 +13,8 @@
 
 #include "attach/gate.h"
 #include "base/clock.h"
-#include "swap/event.h"
 #include "swap/fault.h"
+#include "swap/removed.h"
 #include "track/late.h"
 #include "track/pagemap.h"
 #include "track/track.h"
@@ -100,7 +100,7 @@ static void pause_before_try(uint32_t try) {
 /* A mark that an earlier run (ours or a dead pager's) left: a run of an empty call shows that it has ended. */
 static int settle_mark(struct fl_tracker *tracker) {
     uint64_t anywhere = fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page);
-    int error = fl_event_zap_marked(tracker->vm) ? -EBUSY : 0;
+    int error = fl_zap_marked(tracker->vm) ? -EBUSY : 0;
     bool made = false;
     for (uint32_t try = 0; try < GATE_TRIES && error == -EBUSY; try++) {
         pause_before_try(try);
@@ -113,7 +113,7 @@ static int settle_mark(struct fl_tracker *tracker) {
 
 int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
     struct fl_tracker *tracker;
-    if (!fl_event_zap_marked(vm))
+    if (!fl_zap_marked(vm))
         return 0;
     int error = create(vm, faults, &tracker);
     if (error)
@@ -129,7 +129,7 @@ static int try_zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, 
     int error = fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, region, start, end);
     if (error)
         return error;
-    fl_event_mark_zap(tracker->vm, start, end);
+    fl_zap_mark(tracker->vm, start, end);
     error = run_gate(tracker, start, end - start, &made);
     if (error != -ETIMEDOUT) /* else it is still under way: the mark stays, and each scan tries again */
         fl_fault_end_zap(tracker->faults, made);
