@@ -29,6 +29,8 @@ struct fl_gate {
     uint64_t code_address; /* in the VMM */
     uint64_t data_address;
     struct fl_gate_slot *slots[FL_GATE_SLOTS]; /* in our mapping */
+    bool (*still)(void *context);              /* or NULL */
+    void *context;
     pthread_mutex_t one_run;
 };
 
@@ -99,6 +101,20 @@ void fl_gate_close(struct fl_gate *gate) {
     }
 }
 
+void fl_gate_guard(struct fl_gate *gate, bool (*still)(void *context), void *context) {
+    gate->still = still;
+    gate->context = context;
+}
+
+bool fl_gate_is_idle(const struct fl_gate *gate) {
+    for (uint32_t i = 0; i < FL_GATE_SLOTS; i++) {
+        if (slot_state(gate->slots[i]) != FL_GATE_FREE) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* A slot for the next run. -EBUSY: an earlier run is inside, or all slots are taken. */
 static int choose_slot(struct fl_gate *gate, struct gate_run *run) {
     uint64_t now = fl_monotonic_ns();
@@ -167,7 +183,13 @@ static int send_in(struct gate_run *run) {
     fl_arch_gate_enter(&registers, gate->code_address, gate->data_address + (uint64_t)run->slot * FL_GATE_SLOT_BYTES,
                        slot);
     set_slot_state(slot, FL_GATE_PREPARED);
-    error = gate_is_there(gate, run->slot) ? fl_arch_set(gate->pid, &registers) : -ESTALE;
+    if (!gate_is_there(gate, run->slot)) {
+        error = -ESTALE;
+    } else if (gate->still && !gate->still(gate->context)) {
+        error = -ECANCELED;
+    } else {
+        error = fl_arch_set(gate->pid, &registers);
+    }
     if (error) {
         set_slot_state(slot, FL_GATE_FREE);
     }

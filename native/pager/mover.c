@@ -17,6 +17,7 @@
 #include "pager/serve.h"
 #include "pager/watch.h"
 #include "swap/fault.h"
+#include "swap/removed.h"
 
 #define IDLE_NS (500 * FL_NS_PER_MS)       /* longest sleep without a reason */
 #define RETRY_NS (5 * FL_NS_PER_MS)        /* after the VMM's address space was changing */
@@ -101,9 +102,9 @@ static void scan(struct fl_mover *mover) {
     mover->scan_began_ns = start;
     mover->next_scan_ns = start + fl_vault_scan_interval_ms(&vm->vault) * FL_NS_PER_MS;
     mover->settled_ns = fl_now() + settling_ns(mover);
-    if (harvested)
+    if (harvested && mover->scanner.armed)
         fl_choose_restart(chooser);
-    else /* what was touched meanwhile is in no age */
+    else /* what was touched meanwhile is in no age, or what is touched from now on cannot be seen */
         forget_candidates(chooser);
     if (!harvested)
         return;
@@ -197,6 +198,10 @@ static uint64_t evict(struct fl_mover *mover, uint64_t now) {
     uint64_t min_age = min_age_scans(&vm->vault);
     if (min_age > UINT8_MAX) { /* ages end there: which pages are older cannot be told */
         mover->why = FL_WHY_NOTHING_COLD;
+        return IDLE_NS;
+    }
+    if (fl_zap_marked(vm)) { /* it may drop page tables yet, and with them what shows that a page was touched */
+        mover->why = FL_WHY_FAILED;
         return IDLE_NS;
     }
     if (now < mover->settled_ns) {

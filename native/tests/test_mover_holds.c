@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When the mover lets nothing go although the budget would: ages that do not know what an arming without a harvest has
- * hidden; after an arming, for as long as direct I/O may take that it has not seen; when scans come more or less often from
+ * hidden; while a zap may come; after an arming, for as long as direct I/O may take that it has not seen; when scans come more or less often from
  * now on, until ages mean what they did; and while it fails, which is shown. Its tracker only counts and fails; all else is
  * a served process.
  */
@@ -16,6 +16,7 @@
 #include "pager/mover.h"
 #include "pager/serve.h"
 #include "swap/fault.h"
+#include "swap/removed.h"
 #include "victim.h"
 
 #define PAGES (2 * FL_WINDOW_PAGES) /* the first is passed over until the next scan when it fails */
@@ -106,23 +107,36 @@ static bool comes(uint64_t away, uint32_t why, unsigned milliseconds) {
     CHECK(comes((away), (why_then), SECONDS * 1000), "%s: %llu pages away, why %s", (what), \
           (unsigned long long)FL_READ(&vm, evicted_pages), fl_why_name((uint32_t)FL_READ(&vm, why)))
 
-/* The ages of the scan before are as old as they were, and worth nothing. */
+/* The ages of the scan before are as old as they were, and worth nothing when touches were not seen since. */
 static void nothing_goes_after_an_arming_without_harvest(void) {
     scan();
     allow(8);
     EXPECT(8, FL_WHY_BUDGET, "after a harvest");
     atomic_store(&fake.arm_error, -EIO);
-    scan(); /* harvested, and then not armed */
+    scan();
     atomic_store(&fake.arm_error, 0);
     allow(16); /* the walk through the old pages has begun, and would go on */
-    EXPECT(16, FL_WHY_BUDGET, "after a harvest, again");
+    EXPECT(8, FL_WHY_NOTHING_COLD, "after a harvest and no arming");
     scan(); /* armed, and nothing to harvest */
-    allow(64);
-    EXPECT(16, FL_WHY_NOTHING_COLD, "after an arming without a harvest");
+    EXPECT(8, FL_WHY_NOTHING_COLD, "after an arming without a harvest");
     sleep_ms(600);
-    EXPECT(16, FL_WHY_NOTHING_COLD, "a while after it");
+    EXPECT(8, FL_WHY_NOTHING_COLD, "a while after it");
     scan();
+    allow(64);
     EXPECT(64, FL_WHY_BUDGET, "after the next harvest");
+}
+
+/* It was handed over and has not been made: whenever it is, it hides what was touched before. */
+static void nothing_goes_while_a_zap_may_come(void) {
+    uint64_t start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page), away = FL_READ(&vm, evicted_pages);
+    fl_zap_mark(&vm, start, start + FL_PAGE_SIZE);
+    atomic_store(&vm.vault.header->budget.bytes, (away + 8) * FL_PAGE_SIZE);
+    fl_mover_wake(mover);
+    EXPECT(away, FL_WHY_FAILED, "while a zap is marked");
+    sleep_ms(2 * LONGEST_IO_MS);
+    EXPECT(away, FL_WHY_FAILED, "while a zap is marked, a while later");
+    scan(); /* no call is under way: it ends */
+    EXPECT(away + 8, FL_WHY_BUDGET, "after it");
 }
 
 /* What is shown must not say that it goes on. */
@@ -139,8 +153,8 @@ static void nothing_goes_while_unseen_io_may_last(void) {
     uint64_t armed;
     scan();
     armed = fl_now();
-    allow(136);
-    EXPECT(136, FL_WHY_BUDGET, "when it is over");
+    allow(144);
+    EXPECT(144, FL_WHY_BUDGET, "when it is over");
     uint64_t waited_ms = (fl_now() - armed) / FL_NS_PER_MS;
     CHECK(waited_ms + 10 >= LONGEST_IO_MS, "evicted %llu ms after an arming", (unsigned long long)waited_ms);
 }
@@ -220,6 +234,7 @@ int main(int argc, char **argv) {
         sleep_ms(1);
     nothing_goes_after_an_arming_without_harvest();
     a_failure_is_shown();
+    nothing_goes_while_a_zap_may_come();
     nothing_goes_while_unseen_io_may_last();
     ages_keep_what_they_mean();
     nothing_goes_by_ages_of_other_scans();

@@ -36,6 +36,8 @@ int fl_late_look(struct fl_late *late, struct fl_vm *vm, struct fl_pagemap *page
                  uint32_t region, uint64_t from, uint64_t end) {
     uint64_t first = fl_region(vm, region)->first_page, base = fl_address_of_page(vm, region, first);
     const uint64_t *seen = late->seen[region];
+    if (from < base || end > base + fl_region(vm, region)->length)
+        return -EAGAIN;
     if (end > base + late->told[region] * FL_PAGE_SIZE)
         end = base + late->told[region] * FL_PAGE_SIZE;
     while (seen && from < end) {

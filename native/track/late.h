@@ -20,7 +20,7 @@ int fl_late_begin(struct fl_late *late, struct fl_vm *vm);
 /* What fl_tracker_ops.harvest has told. Only a scan goes from a region's first page to its last; others are not noted. */
 void fl_late_note(struct fl_late *late, struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count,
                   const uint64_t *accessed);
-/* VMM addresses [from, end) of `region` are about to be armed. 0 or a negative errno. */
+/* VMM addresses [from, end) of `region` are about to be armed. 0 or a negative errno; -EAGAIN: they are not in it any more. */
 int fl_late_look(struct fl_late *late, struct fl_vm *vm, struct fl_pagemap *pagemap, struct fl_pagemap_kind kind,
                  uint32_t region, uint64_t from, uint64_t end);
 /* All is armed, or the tracker goes. */

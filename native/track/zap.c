@@ -26,17 +26,31 @@
 #define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
 #define GATE_TRIES 25u
 #define GATE_TIMEOUT_NS (200 * FL_NS_PER_MS)
-#define SETTLE_TRIES 5u /* of a zap that has not ended in time: what the VMM frees meanwhile is not known from it */
+#define SETTLE_NS FL_NS_PER_SECOND /* for a zap that has not ended in time, then until the next scan */
+#define SETTLE_PAUSE_NS (10 * FL_NS_PER_MS)
 
 struct fl_tracker {
     struct fl_vm *vm;
     struct fl_fault_server *faults;
     struct fl_gate *gate;
     uint32_t chunk_pages;
-    uint64_t stop_max_ns;              /* of the arming under way */
+    uint64_t stop_max_ns; /* of the arming under way */
+    uint32_t region;      /* that is being armed; where it was when that began, 0: none is */
+    uint64_t base;
     struct fl_pagemap pagemap, looked; /* the runs that are being dropped, and a last look at them */
     struct fl_late late;
 };
+
+static uint64_t base_of(struct fl_vm *vm, uint32_t region) {
+    return fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
+}
+
+/* The VMM may unmap or move memory meanwhile, and have its own at that address: dropped, that would be zeros. */
+static bool is_in_place(void *context) {
+    const struct fl_tracker *tracker = context;
+    return !tracker->base || (!atomic_load(&fl_region(tracker->vm, tracker->region)->gone) &&
+                              base_of(tracker->vm, tracker->region) == tracker->base);
+}
 
 static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
     struct fl_tracker *tracker = calloc(1, sizeof(*tracker));
@@ -51,6 +65,7 @@ static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tr
     tracker->vm = vm;
     tracker->faults = faults;
     tracker->chunk_pages = CHUNK_PAGES_FIRST;
+    fl_gate_guard(tracker->gate, is_in_place, tracker);
     *out = tracker;
     return 0;
 }
@@ -91,24 +106,25 @@ static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t lengt
     return (int)call.result;
 }
 
-/* The VMM's main thread was not to be had for the try before. */
-static void pause_before_try(uint32_t try) {
-    if (try)
-        fl_sleep_ns(FL_NS_PER_MS << (try < 5 ? try - 1 : 4));
-}
-
-/* A mark that an earlier run (ours or a dead pager's) left: a run of an empty call shows that it has ended. */
+/*
+ * A mark that an earlier run (ours or a dead pager's) left. It ends when no call is under way; whether one that was only prepared
+ * will be made cannot be seen, but a run of an empty call shows that none is any more.
+ */
 static int settle_mark(struct fl_tracker *tracker) {
-    uint64_t anywhere = fl_address_of_page(tracker->vm, 0, fl_region(tracker->vm, 0)->first_page);
-    int error = fl_zap_marked(tracker->vm) ? -EBUSY : 0;
-    bool made = false;
-    for (uint32_t try = 0; try < GATE_TRIES && error == -EBUSY; try++) {
-        pause_before_try(try);
-        error = run_gate(tracker, anywhere, 0, &made);
+    uint64_t anywhere = base_of(tracker->vm, 0), until = fl_now() + SETTLE_NS;
+    bool ended = false;
+    int error = 0;
+    while (fl_zap_marked(tracker->vm) && !ended) {
+        ended = fl_gate_is_idle(tracker->gate);
+        error = ended ? 0 : run_gate(tracker, anywhere, 0, &ended);
+        if (!ended && ((error != -EBUSY && error != -ETIMEDOUT) || fl_now() > until))
+            break;
+        if (!ended)
+            fl_sleep_ns(SETTLE_PAUSE_NS);
     }
-    if (made)
+    if (ended)
         fl_fault_end_zap(tracker->faults, true);
-    return error;
+    return ended ? 0 : error;
 }
 
 int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
@@ -136,22 +152,24 @@ static int try_zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, 
     return error;
 }
 
-static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
+static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t base, uint64_t start, uint64_t end) {
     int error = -EBUSY;
+    tracker->region = region;
+    tracker->base = base;
     for (uint32_t try = 0; try < GATE_TRIES && error == -EBUSY; try++) {
-        pause_before_try(try);
+        if (try) /* the VMM's main thread was not to be had */
+            fl_sleep_ns(FL_NS_PER_MS << (try < 5 ? try - 1 : 4));
         error = try_zap(tracker, region, start, end);
     }
-    /* If it ends after all, so does its mark; this scan is void all the same. */
-    for (uint32_t i = 0; i < SETTLE_TRIES && error == -ETIMEDOUT && settle_mark(tracker); i++)
-        ;
+    tracker->base = 0;
+    if (error == -ETIMEDOUT)
+        (void)settle_mark(tracker); /* if it ends after all, so does its mark; this scan is void all the same */
     return error;
 }
 
 static int arm_region(struct fl_tracker *tracker, uint32_t region) {
     struct fl_vm *vm = tracker->vm;
-    uint64_t at = fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
-    uint64_t end = at + fl_region(vm, region)->length;
+    uint64_t base = base_of(vm, region), at = base, end = base + fl_region(vm, region)->length;
     uint64_t start = 0, stop = 0, pages = 0;
     while (at < end) {
         long runs = fl_pagemap_runs(&tracker->pagemap, vm, FL_PAGES_MAPPED, &at, end);
@@ -168,14 +186,14 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
                 pages += take;
                 if (pages < tracker->chunk_pages)
                     continue;
-                int error = zap(tracker, region, start, stop);
+                int error = zap(tracker, region, base, start, stop);
                 if (error)
                     return error;
                 pages = 0;
             }
         }
     }
-    return pages ? zap(tracker, region, start, stop) : 0;
+    return pages ? zap(tracker, region, base, start, stop) : 0;
 }
 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {

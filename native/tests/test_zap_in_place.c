@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * While the zap tracker waits for the VMM's main thread, the VMM unmaps its memory, or moves it, and has something else at that
+ * address. That is left alone: dropped, a heap or a stack would be zeros.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "served_vm.h"
+#include "track/track.h"
+#include "victim.h"
+
+#define PAGES 1024u
+#define BYTES ((size_t)PAGES * FL_PAGE_SIZE)
+#define OWN 0xaa
+#define SECONDS 60u
+
+struct shared {
+    _Atomic(uint32_t) ready, go, replaced, check, checked;
+    _Atomic(uint32_t) lost;
+    uint8_t *base;
+};
+
+static struct fl_vm vm;
+static struct shared *shared;
+
+/* ---- the VMM ------------------------------------------------------------------------------------------------ */
+
+static uint8_t *room_above(void) {
+    uint8_t *room = mmap(NULL, 2 * BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return room == MAP_FAILED ? NULL : room;
+}
+
+static uint8_t *upper;
+
+static void unmap(void) {
+    if (munmap(shared->base, BYTES))
+        _exit(96);
+}
+
+static void move_up(void) {
+    if (mremap(shared->base, BYTES, BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, upper) != upper)
+        _exit(96);
+}
+
+static void (*leave)(void);
+
+static void *replace(void *unused) {
+    (void)unused;
+    while (!atomic_load(&shared->go))
+        sleep_ms(1);
+    leave();
+    uint8_t *own =
+        mmap(shared->base, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (own != shared->base)
+        _exit(95);
+    memset(own, OWN, BYTES);
+    atomic_store(&shared->replaced, 1);
+    while (!atomic_load(&shared->check))
+        sleep_ms(1);
+    for (size_t at = 0; at < BYTES; at += FL_PAGE_SIZE)
+        if (((volatile uint8_t *)own)[at] != OWN)
+            atomic_fetch_add(&shared->lost, 1);
+    atomic_store(&shared->checked, 1);
+    return NULL;
+}
+
+static void vmm_main(void) {
+    pthread_t thread;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    upper = room_above(); /* below what is mapped after it */
+    int fd = memfd_create("memory-backend-memfd", MFD_CLOEXEC);
+    if (!upper || fd < 0 || ftruncate(fd, (off_t)BYTES))
+        _exit(94);
+    shared->base = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (shared->base == MAP_FAILED || shared->base > upper)
+        _exit(94);
+    memset(shared->base, 1, BYTES);
+    if (pthread_create(&thread, NULL, replace, NULL))
+        _exit(93);
+    atomic_store(&shared->ready, 1);
+    while (true)
+        poll(NULL, 0, 20);
+}
+
+/* ---- the test ----------------------------------------------------------------------------------------------- */
+
+static void wait_for(_Atomic(uint32_t) *what, const char *words) {
+    for (unsigned i = 0; i < SECONDS * 1000 && !atomic_load(what); i++)
+        sleep_ms(1);
+    CHECK(atomic_load(what), "not in %u s: %s", SECONDS, words);
+}
+
+static _Atomic(uint32_t) traced, let_go;
+
+/* A debugger: as long as it is there, no run of the gate begins. It lets go by ending. */
+static void *debug(void *unused) {
+    (void)unused;
+    CHECK(ptrace(PTRACE_SEIZE, vm.pid, NULL, NULL) == 0, "seize: %s", strerror(errno));
+    atomic_store(&traced, 1);
+    wait_for(&let_go, "the debugger may go");
+    return NULL;
+}
+
+struct arming {
+    struct fl_tracker *tracker;
+    int error;
+};
+
+static void *arm(void *argument) {
+    struct arming *arming = argument;
+    uint64_t stop_ns;
+    arming->error = fl_tracker_zap.arm(arming->tracker, &stop_ns);
+    return NULL;
+}
+
+static void harvest(struct fl_tracker *tracker) {
+    uint64_t accessed[PAGES / 64];
+    CHECK(fl_tracker_zap.collect(tracker) == 0, "collect");
+    for (uint64_t page = 0; page < PAGES; page += FL_WINDOW_PAGES)
+        CHECK(fl_tracker_zap.harvest(tracker, 0, fl_region(&vm, 0)->first_page + page, FL_WINDOW_PAGES, accessed) == 0,
+              "harvest");
+}
+
+static void replaced(const char *words, void (*how)(void)) {
+    const struct fl_tracker_list trackers = trackers_of("zap");
+    struct arming arming = {.error = 0};
+    pthread_t debugger, armer;
+    memset(shared, 0, sizeof(*shared));
+    leave = how;
+    pid_t vmm = fork();
+    CHECK(vmm >= 0, "fork: %s", strerror(errno));
+    if (vmm == 0)
+        vmm_main();
+    wait_for(&shared->ready, "the VMM has filled its memory");
+    struct fl_fault_server *faults = served_vm_begin(&vm, vmm, &trackers, 2);
+    CHECK(fl_tracker_zap.create(&vm, faults, &arming.tracker) == 0, "zap");
+    harvest(arming.tracker);
+    atomic_store(&traced, 0);
+    atomic_store(&let_go, 0);
+    CHECK(pthread_create(&debugger, NULL, debug, NULL) == 0, "thread");
+    wait_for(&traced, "traced by a debugger");
+    CHECK(pthread_create(&armer, NULL, arm, &arming) == 0, "thread");
+    sleep_ms(10);
+    atomic_store(&shared->go, 1);
+    wait_for(&shared->replaced, "its own memory is there now");
+    atomic_store(&let_go, 1);
+    pthread_join(debugger, NULL);
+    pthread_join(armer, NULL);
+    atomic_store(&shared->check, 1);
+    wait_for(&shared->checked, "looked at");
+    printf("%s: %u of %u pages lost, arming says: %s\n", words, atomic_load(&shared->lost), PAGES,
+           strerror(-arming.error));
+    CHECK(atomic_load(&shared->lost) == 0, "%s: the VMM's own pages were dropped", words);
+    CHECK(arming.error, "%s: armed, though nothing is there", words);
+    fl_tracker_zap.destroy(arming.tracker);
+    served_vm_end(&vm, faults);
+}
+
+int main(void) {
+    need_paging();
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    fl_log_setup(FL_LOG_WARNING, 0);
+    shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
+    replaced("unmapped", unmap);
+    replaced("moved", move_up);
+    return 0;
+}
