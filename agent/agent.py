@@ -74,6 +74,7 @@ class Agent(Daemon):
         self._admin: Final = AdminServer(settings.admin_path, self._answer)
         self._tasks: list[asyncio.Task[None]] = []
         self._tidy_at = 0.0
+        self._tidying: asyncio.Task[None] | None = None
         self._session: SessionClient | None = None
         self._standalone: Standalone | None = None
         if settings.policy is not None:
@@ -142,13 +143,21 @@ class Agent(Daemon):
         if started >= self._tidy_at:
             self._tidy_at = started + TIDY_SECONDS
             self._host.tidy()
-            await asyncio.to_thread(tidy_host)  # it may have to wait for a pager that sets DAMON up
+            self._tidy()
         self._counts.cycles += 1
         self._counts.cycle_seconds = time.monotonic() - started
         for task in self._tasks:
             if task.done():
                 task.result()
                 raise RuntimeError(f"the task {task.get_name()} ended by itself")
+
+    def _tidy(self) -> None:
+        """Beside the cycle: it may have to wait for a pager that sets DAMON up, some 20 s at most."""
+        if self._tidying is not None:
+            if not self._tidying.done():
+                return
+            self._tidying.result()
+        self._tidying = asyncio.create_task(asyncio.to_thread(tidy_host), name="tidy")
 
     async def _discover(self) -> None:
         new, gone = await self._host.discover()

@@ -135,9 +135,10 @@ static void give_up(struct fl_scanner *scanner) {
 static void void_scan(struct fl_scanner *scanner, bool harvested, int error) {
     struct fl_vm *vm = scanner->vm;
     FL_COUNT(vm, scan_failures, 1);
-    fl_log_text(error == -ESRCH ? FL_LOG_DEBUG : FL_LOG_WARNING, harvested ? "arm_failed" : "scan_void",
-                "tracker %s on process %d: %s; %s, the next scan tries again", fl_tracker_name(scanner->ops->kind),
-                vm->pid, strerror(-error),
+    /* That there is no tracker is said when none is found. */
+    fl_log_text(error == -ESRCH || !scanner->tracker ? FL_LOG_DEBUG : FL_LOG_WARNING,
+                harvested ? "arm_failed" : "scan_void", "tracker %s on process %d: %s; %s, the next scan tries again",
+                fl_tracker_name(scanner->ops->kind), vm->pid, strerror(-error),
                 harvested ? "ages had moved, and what is touched now may be missed" : "ages did not move");
     if (error != -ESRCH && (error == -ENODEV || ++scanner->void_scans >= VOID_SCANS_MAX))
         give_up(scanner);

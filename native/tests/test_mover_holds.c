@@ -2,7 +2,7 @@
 /*
  * When the mover lets nothing go although the budget would: ages that do not know what an arming without a harvest has
  * hidden; while a zap may come; after an arming, for as long as direct I/O may take that it has not seen; when scans come more or less often from
- * now on, until ages mean what they did; and while it fails, which is shown. Its tracker only counts and fails; all else is
+ * now on, until ages mean what they did; and while it fails, which is shown. And that ages move once an interval. Its tracker only counts and fails; all else is
  * a served process.
  */
 #include <errno.h>
@@ -27,6 +27,7 @@ static struct {
     _Atomic(int) harvest_error, arm_error;
     _Atomic(bool) failed;
     _Atomic(uint32_t) arms;
+    _Atomic(uint64_t) last_scan_ns; /* as a pager that is killed in this arming would leave it */
 } fake;
 
 static struct fl_vm vm;
@@ -63,6 +64,7 @@ static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     (void)tracker;
     *stop_max_ns = 0;
+    atomic_store(&fake.last_scan_ns, FL_READ(&vm, last_scan_ns));
     atomic_fetch_add(&fake.arms, 1);
     return atomic_load(&fake.arm_error);
 }
@@ -124,6 +126,13 @@ static void nothing_goes_after_an_arming_without_harvest(void) {
     scan();
     allow(64);
     EXPECT(64, FL_WHY_BUDGET, "after the next harvest");
+}
+
+/* Killed over and over in its arming, each pager would age what has been idle for milliseconds. */
+static void a_successor_keeps_the_rhythm(void) {
+    uint64_t before = fl_now();
+    scan();
+    CHECK(atomic_load(&fake.last_scan_ns) >= before, "ages have moved, and a successor would move them again at once");
 }
 
 /* It was handed over and has not been made: whenever it is, it hides what was touched before. */
@@ -234,6 +243,7 @@ int main(int argc, char **argv) {
         sleep_ms(1);
     nothing_goes_after_an_arming_without_harvest();
     a_failure_is_shown();
+    a_successor_keeps_the_rhythm();
     nothing_goes_while_a_zap_may_come();
     nothing_goes_while_unseen_io_may_last();
     ages_keep_what_they_mean();
