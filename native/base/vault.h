@@ -82,7 +82,7 @@ struct fl_vault_header {
     _Atomic(uint32_t) pager_pid;
     _Atomic(uint32_t) freeze;        /* enum fl_freeze: how the regions are registered */
     _Atomic(uint64_t) uffd_features; /* that the userfaultfd was set up with: fixed for its life */
-    /* Range that our own zap is dropping (swap/event.h); end 0: none. */
+    /* Range that our own zap is dropping (swap/removed.h); end 0: none. */
     _Atomic(uint64_t) zap_start;
     _Atomic(uint64_t) zap_end;
     struct fl_vault_budget budget;
