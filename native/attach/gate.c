@@ -29,7 +29,7 @@ struct fl_gate {
     uint64_t code_address; /* in the VMM */
     uint64_t data_address;
     struct fl_gate_slot *slots[FL_GATE_SLOTS]; /* in our mapping */
-    bool (*still)(void *context);              /* or NULL */
+    int (*still)(void *context);               /* or NULL */
     void *context;
     pthread_mutex_t one_run;
 };
@@ -101,14 +101,18 @@ void fl_gate_close(struct fl_gate *gate) {
     }
 }
 
-void fl_gate_guard(struct fl_gate *gate, bool (*still)(void *context), void *context) {
+void fl_gate_guard(struct fl_gate *gate, int (*still)(void *context), void *context) {
     gate->still = still;
     gate->context = context;
 }
 
-bool fl_gate_is_idle(const struct fl_gate *gate) {
+static const struct fl_gate_slot *slot_of(const void *gate_local, uint32_t i) {
+    return (const void *)((const char *)gate_local + FL_GATE_CODE_BYTES + (size_t)i * FL_GATE_SLOT_BYTES);
+}
+
+bool fl_gate_is_idle(const void *gate_local) {
     for (uint32_t i = 0; i < FL_GATE_SLOTS; i++) {
-        if (slot_state(gate->slots[i]) != FL_GATE_FREE) {
+        if (slot_state(slot_of(gate_local, i)) != FL_GATE_FREE) {
             return false;
         }
     }
@@ -183,11 +187,8 @@ static int send_in(struct gate_run *run) {
     fl_arch_gate_enter(&registers, gate->code_address, gate->data_address + (uint64_t)run->slot * FL_GATE_SLOT_BYTES,
                        slot);
     set_slot_state(slot, FL_GATE_PREPARED);
-    if (!gate_is_there(gate, run->slot)) {
-        error = -ESTALE;
-    } else if (gate->still && !gate->still(gate->context)) {
-        error = -ECANCELED;
-    } else {
+    error = !gate_is_there(gate, run->slot) ? -ESTALE : gate->still ? gate->still(gate->context) : 0;
+    if (!error) {
         error = fl_arch_set(gate->pid, &registers);
     }
     if (error) {

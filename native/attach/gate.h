@@ -38,10 +38,10 @@ struct fl_gate;
  */
 int fl_gate_open(int pid, void *gate_local, const struct fl_attachment *attachment, struct fl_gate **out);
 void fl_gate_close(struct fl_gate *gate);
-/* Asked in each run, with the main thread stopped and just before it is sent in. False: nothing is done (-ECANCELED). */
-void fl_gate_guard(struct fl_gate *gate, bool (*still)(void *context), void *context);
+/* Asked in each run, with the main thread stopped and just before it is sent in. Not 0: nothing is done, and the run returns that. */
+void fl_gate_guard(struct fl_gate *gate, int (*still)(void *context), void *context);
 /* No call is under way, nor prepared, of this pager or of one that was killed. */
-bool fl_gate_is_idle(const struct fl_gate *gate);
+bool fl_gate_is_idle(const void *gate_local);
 
 /*
  * Make `count` calls in the VMM, in order, and fill in their results. `*stop_ns` is how long the main thread was
@@ -52,7 +52,7 @@ bool fl_gate_is_idle(const struct fl_gate *gate);
  *               earlier run has not ended, or not a good moment; try again later
  *   -ETIMEDOUT  the calls were handed over, but did not end within `timeout_ns`; they will be made, and runs
  *               until then answer -EBUSY
- *   -ECANCELED  fl_gate_guard()'s function said no; nothing was done
+ *   fl_gate_guard()'s error; nothing was done
  *   -ESRCH      the VMM has ended
  *   -ESTALE     the VMM has this gate no more; nothing was done
  *   other       the system's negative errno; nothing was done

@@ -79,6 +79,7 @@ struct fl_vault_header {
     _Atomic(uint32_t) scan_interval_ms;
     _Atomic(uint32_t) armed;           /* enum fl_tracker_kind whose arming the next scan can harvest */
     _Atomic(uint32_t) age_interval_ms; /* in which the ages are counted (track/age.h); 0: nobody knows */
+    _Atomic(uint64_t) aged_ns;         /* when they began to move for the last time; 0: never */
     _Atomic(uint32_t) pager_pid;
     _Atomic(uint32_t) freeze;        /* enum fl_freeze: how the regions are registered */
     _Atomic(uint64_t) uffd_features; /* that the userfaultfd was set up with: fixed for its life */

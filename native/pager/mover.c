@@ -21,6 +21,7 @@
 
 #define IDLE_NS (500 * FL_NS_PER_MS)       /* longest sleep without a reason */
 #define RETRY_NS (5 * FL_NS_PER_MS)        /* after the VMM's address space was changing */
+#define SETTLE_NS (20 * FL_NS_PER_MS)      /* between looks whether a zap that was late has ended */
 #define UNLIMITED_RATE (UINT64_C(2) << 30) /* bytes a second that the brake scales when no rate is set */
 #define COMPACT_OBJECTS 256u
 #define RELEASE_HOLD_NS (30 * FL_NS_PER_SECOND) /* while children of forks wait for what is away */
@@ -200,7 +201,8 @@ static uint64_t evict(struct fl_mover *mover, uint64_t now) {
         mover->why = FL_WHY_NOTHING_COLD;
         return IDLE_NS;
     }
-    if (fl_zap_marked(vm)) { /* it may drop page tables yet, and with them what shows that a page was touched */
+    if (fl_zap_marked(
+            vm)) { /* see step(): it may drop page tables yet, and with them what shows that a page was touched */
         mover->why = FL_WHY_FAILED;
         return IDLE_NS;
     }
@@ -356,6 +358,7 @@ static uint64_t step(struct fl_mover *mover) {
     mover->scan_now = false;
     pthread_mutex_unlock(&mover->lock);
 
+    bool zap_may_come = !fl_scanner_settle_zap(&mover->scanner);
     fl_watch_step(&mover->watch, vm, mover->chooser.bringer, now);
     keep_interval(mover);
     bool scan_due = !mover->detach && (scan_now || now >= mover->next_scan_ns);
@@ -370,6 +373,8 @@ static uint64_t step(struct fl_mover *mover) {
     } else if (!mover->detach) {
         pause = evict(mover, now);
     }
+    if (zap_may_come && pause > SETTLE_NS)
+        pause = SETTLE_NS;
     keep_pool(mover);
     fl_gauges_publish(vm, state_of(mover, now), mover->why);
     now = fl_now();
@@ -548,7 +553,9 @@ int fl_mover_start(struct fl_vm *vm, struct fl_fault_server *faults, const struc
     mover->chooser.vm = vm;
     mover->chooser.scanner = &mover->scanner;
     mover->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    uint64_t now = fl_now(), last = FL_READ(vm, last_scan_ns);
+    uint64_t now = fl_now(), last = atomic_load(&vm->vault.header->aged_ns);
+    if (last > now)
+        last = now;
     mover->tokens_ns = now;
     /* A successor keeps the rhythm: what its predecessor armed is harvested when it is due, not earlier. */
     fl_scanner_start(&mover->scanner, vm, faults, &options->trackers);

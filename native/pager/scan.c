@@ -101,20 +101,22 @@ static void choose(struct fl_scanner *scanner, enum fl_tracker_kind before) {
                fl_tracker_name(before), fl_freeze_name(vm->freeze));
 }
 
-/* Tried again in each scan; `zap` does it itself whenever it arms. */
-static void settle_zap(struct fl_scanner *scanner) {
+bool fl_scanner_settle_zap(struct fl_scanner *scanner) {
     int error = fl_zap_settle(scanner->vm, scanner->faults);
-    if (error && error != -ESRCH)
+    scanner->unsettled = error ? scanner->unsettled + 1 : 0;
+    if (error && error != -ESRCH && fl_log_worth(scanner->unsettled))
         fl_log_text(FL_LOG_WARNING, "zap_not_settled",
-                    "what a pager that was killed had begun on process %d: %s; what the VMM frees may count as away",
+                    "what this pager, or one that was killed, had begun on process %d: %s; nothing is evicted until it "
+                    "has ended, and what the VMM frees there counts as away",
                     scanner->vm->pid, strerror(-error));
+    return error == 0;
 }
 
 void fl_scanner_start(struct fl_scanner *scanner, struct fl_vm *vm, struct fl_fault_server *faults,
                       const struct fl_tracker_list *list) {
     *scanner = (struct fl_scanner){.vm = vm, .faults = faults, .list = *list};
+    (void)fl_scanner_settle_zap(scanner);
     fl_damon_tidy(); /* a predecessor that was killed may have tracked by it, and this one by another */
-    settle_zap(scanner);
     choose(scanner, FL_TRACKER_NONE);
 }
 
@@ -140,7 +142,9 @@ static void void_scan(struct fl_scanner *scanner, bool harvested, int error) {
                 harvested ? "arm_failed" : "scan_void", "tracker %s on process %d: %s; %s, the next scan tries again",
                 fl_tracker_name(scanner->ops->kind), vm->pid, strerror(-error),
                 harvested ? "ages had moved, and what is touched now may be missed" : "ages did not move");
-    if (error != -ESRCH && (error == -ENODEV || ++scanner->void_scans >= VOID_SCANS_MAX))
+    if (error == -ESRCH || atomic_load(&vm->vault.header->unsafe)) /* no fault of the tracker's */
+        return;
+    if (error == -ENODEV || ++scanner->void_scans >= VOID_SCANS_MAX)
         give_up(scanner);
 }
 
@@ -163,8 +167,6 @@ static int look_for_hidden_io(struct fl_scanner *scanner, bool now) {
 bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     struct fl_vm *vm = scanner->vm;
     uint64_t stop_max_ns = 0;
-    if (scanner->ops != &fl_tracker_zap)
-        settle_zap(scanner);
     int error = look_for_hidden_io(scanner, true);
     if (!error && scanner->armed) {
         error = fl_age_scan(vm, scanner->ops, scanner->tracker, counts);

@@ -14,6 +14,7 @@ struct fl_scanner {
     struct fl_tracker *tracker;
     bool armed;
     uint64_t fruitless;  /* choices in a row that found none */
+    uint64_t unsettled;  /* tries in a row */
     uint32_t void_scans; /* since the last whole one; that a scan only armed proves nothing */
     uint64_t io_looked_ns;
     bool io_hidden; /* the VMM may do what the tracker does not see: nothing is evicted until the next one is there */
@@ -26,6 +27,9 @@ struct fl_scanner {
 void fl_scanner_start(struct fl_scanner *scanner, struct fl_vm *vm, struct fl_fault_server *faults,
                       const struct fl_tracker_list *list);
 void fl_scanner_stop(struct fl_scanner *scanner);
+
+/* End the mark of a zap that was late, or of a pager that was killed (swap/removed.h). False: it may come yet. */
+bool fl_scanner_settle_zap(struct fl_scanner *scanner);
 
 /* One scan. True when ages have moved and `counts` is new. */
 bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts);

@@ -10,12 +10,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "attach/gate.h"
 #include "attach/inspect.h"
 #include "attach/probe.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "swap/recover.h"
 #include "swap/regions.h"
+#include "swap/removed.h"
 #include "swap/uffd.h"
 
 #define LOCK_TRIES 1500u /* 3 s: what a helper takes at most */
@@ -268,6 +270,12 @@ int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl
         return error;
     struct fl_vault_header *header = vm->vault.header;
     atomic_store(&header->pager_pid, (uint32_t)getpid());
+    /*
+     * A zap of a predecessor that was killed. While no call is under way, no event of it waits to be read: what does is what the
+     * VMM has freed since.
+     */
+    if (fl_zap_marked(vm) && fl_gate_is_idle(vm->vault.base + vm->vault.gate_offset))
+        fl_zap_unmark(vm);
     if (options->scan_interval_ms || !atomic_load(&header->scan_interval_ms))
         atomic_store(&header->scan_interval_ms,
                      options->scan_interval_ms ? options->scan_interval_ms : FL_SCAN_INTERVAL_MS);

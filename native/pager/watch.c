@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pager/watch.h"
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -107,7 +108,7 @@ static void count_memory(struct fl_vm *vm) {
 static void log_write_back(struct fl_watch *watch, struct fl_vm *vm, uint32_t region, uint64_t pages, int error) {
     if (!error)
         fl_log(FL_LOG_INFO, "region_closed", "\"region\":%u,\"pages_back\":%llu", region, (unsigned long long)pages);
-    else if (error != watch->write_back_error)
+    else if (error != -EAGAIN && error != watch->write_back_error) /* what the VMM has freed is being forgotten */
         fl_log_text(
             FL_LOG_ERROR, "write_back_failed",
             "writing what is away of region %u, which process %d has unmapped, into its file: %s; it stays in the "

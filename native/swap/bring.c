@@ -106,12 +106,14 @@ static bool is_wanted(struct fl_vm *vm, const struct run *run, uint32_t at) {
     return fl_removed(vm, page) == FL_REMOVED_NOT && !fl_freed(vm, page, run->entry[at]);
 }
 
-/* Pages from `at` on of a run into their file. Entries are settled page by page. */
+/* Pages from `at` on of a run into their file. Entries are settled page by page. -EAGAIN: but for some that are not wanted. */
 static int write_run(struct fl_bringer *bringer, struct run *run, uint32_t at, uint64_t *pages) {
     struct fl_vm *vm = bringer->vm;
+    int left = 0;
     for (; at < run->count; at++) {
         if (!is_wanted(vm, run, at)) {
             settle(vm, run, at, at + 1, false);
+            left = -EAGAIN;
             continue;
         }
         int error = write_page(vm, run->region, run->first + at, bringer->pages + (size_t)at * FL_PAGE_SIZE);
@@ -122,7 +124,7 @@ static int write_run(struct fl_bringer *bringer, struct run *run, uint32_t at, u
         settle(vm, run, at, at + 1, true);
         ++*pages;
     }
-    return 0;
+    return left;
 }
 
 static uint32_t count_wanted(struct fl_vm *vm, const struct run *run, uint32_t at) {
@@ -199,13 +201,15 @@ int fl_bring_into_file(struct fl_bringer *bringer, uint32_t region, uint64_t *pa
     struct fl_vm *vm = bringer->vm;
     struct run run = {.region = region};
     uint64_t page = fl_region(vm, region)->first_page, end = page + fl_region_pages(vm, region);
+    int left = 0;
     while (page < end) {
         run.first = page;
         gather(bringer, &run, end, UINT8_MAX, UINT64_MAX);
         int error = write_run(bringer, &run, 0, pages);
-        if (error)
+        if (error && error != -EAGAIN)
             return error;
+        left = error ? error : left;
         page += run.count ? run.count : 1;
     }
-    return 0;
+    return left;
 }

@@ -22,7 +22,7 @@ int fl_bring_range(struct fl_bringer *bringer, uint32_t region, uint64_t first, 
 
 /*
  * Write what is away of a region that the VMM has unmapped back into its file, so that nothing depends on us any
- * more. What the VMM has written there meanwhile stays. 0 or a negative errno.
+ * more. What the VMM has written there meanwhile stays. 0 or a negative errno; -EAGAIN: but for what it has freed, perhaps.
  */
 int fl_bring_into_file(struct fl_bringer *bringer, uint32_t region, uint64_t *pages);
 

@@ -129,7 +129,8 @@ static void account_resident(struct fl_vm *vm, uint8_t age, uint64_t read_ns) {
     FL_COUNT(vm, promotions[fl_age_bin(age)], 1);
 }
 
-static bool load(struct worker *worker, const struct fault *fault, uint32_t region, uint64_t page, fl_entry entry) {
+static bool load(struct worker *worker, const struct fault *fault, uint32_t region, uint64_t page, fl_entry entry,
+                 enum fl_removed known) {
     struct fl_vm *vm = worker->server->vm;
     fl_entry mine = fl_entry_with_state(entry, FL_PAGE_LOADING);
     uint32_t stored_bytes;
@@ -137,7 +138,7 @@ static bool load(struct worker *worker, const struct fault *fault, uint32_t regi
     if (!fl_swap_entry(vm, page, &entry, mine))
         return false;
     uint8_t age = __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED);
-    int error = fl_load(vm, region, page, mine, worker->buffer, &stored_bytes, &woken_ns);
+    int error = fl_load(vm, region, page, mine, known, worker->buffer, &stored_bytes, &woken_ns);
     /* A damaged copy has been poisoned in the table; that the kernel knows too, and that the waiter is woken, the next look
      * at the same fault sees to. */
     if (error == -EAGAIN || error == -ENOMEM || error == -EBADMSG)
@@ -265,7 +266,7 @@ static bool answer(struct worker *worker, const struct fault *fault) {
             fl_removed_forget_page(vm, page, entry);
         if (removed == FL_REMOVED_SURELY || (removed == FL_REMOVED_PERHAPS && fl_now() - fault->read_ns < ZAP_NS))
             return false; /* now it is a hole like any other; or it is known in a moment */
-        if (!load(worker, fault, region, page, entry))
+        if (!load(worker, fault, region, page, entry, removed))
             return false;
         if (fault->kind != FAULT_MISSING)
             atomic_fetch_add_explicit(&worker->server->late, 1, memory_order_relaxed);

@@ -16,7 +16,7 @@ int fl_fault_start(struct fl_vm *vm, uint32_t threads, struct fl_fault_server **
  */
 void fl_fault_quiesce(struct fl_fault_server *server);
 /*
- * The zap that was marked (swap/event.h) has ended in the VMM, or was never `made`: so does its mark, when all that was read
+ * The zap that was marked (swap/removed.h) has ended in the VMM, or was never `made`: so does its mark, when all that was read
  * meanwhile is acted on.
  */
 void fl_fault_end_zap(struct fl_fault_server *server, bool made);

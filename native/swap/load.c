@@ -5,7 +5,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "swap/removed.h"
 #include "swap/uffd.h"
 
 #define LOGGED_MAX 16u /* damaged pages named in the log; the others are counted */
@@ -104,8 +103,8 @@ void fl_poison(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry)
         (unsigned long long)page, (unsigned long long)entry, -error);
 }
 
-int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, void *buffer, uint32_t *stored_bytes,
-            uint64_t *woken_ns) {
+int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, enum fl_removed known, void *buffer,
+            uint32_t *stored_bytes, uint64_t *woken_ns) {
     const void *content;
     uint64_t done;
     if (fl_fetch(vm, page, entry, buffer, &content, stored_bytes)) {
@@ -114,7 +113,7 @@ int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, vo
     }
     uint64_t address = fl_address_of_page(vm, region, page);
     /* As late as can be: between here and the call behind it a page that is freed still gets its old content. */
-    bool freed = fl_removed(vm, page) == FL_REMOVED_SURELY || fl_freed(vm, page, entry);
+    bool freed = fl_removed(vm, page) > known || fl_freed(vm, page, entry);
     int error = freed ? -EAGAIN : fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
     *woken_ns = fl_now();
     if (error && error != -EEXIST) {

@@ -3,7 +3,7 @@
 #ifndef FL_SWAP_LOAD_H
 #define FL_SWAP_LOAD_H
 
-#include "swap/vm.h"
+#include "swap/removed.h"
 
 /*
  * The content of a stored page, verified. `entry` is LOADING and ours. *content points into `buffer` (4096 bytes,
@@ -14,13 +14,14 @@ int fl_fetch(struct fl_vm *vm, uint64_t page, fl_entry entry, void *buffer, cons
              uint32_t *stored_bytes);
 
 /*
- * Bring back one page that is LOADING and ours, wake who waits, settle the entry and release the copy.
+ * Bring back one page that is LOADING and ours, wake who waits, settle the entry and release the copy. Not when more is known of
+ * its removal (swap/removed.h) than `known`.
  * 0: it is resident. -EAGAIN: back to EVICTED, try again after reading events. -EBADMSG: poisoned.
  * -ESRCH, -ENOENT: VMM or range gone (entry back to EVICTED).
  * *woken_ns gets the time at which waiters were woken.
  */
-int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, void *buffer, uint32_t *stored_bytes,
-            uint64_t *woken_ns);
+int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, enum fl_removed known, void *buffer,
+            uint32_t *stored_bytes, uint64_t *woken_ns);
 
 /*
  * Never pass on a damaged copy: poison the hole, name the VM, stop evicting from it. The page is LOADING and ours, `entry` is

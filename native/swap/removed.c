@@ -16,6 +16,10 @@ void fl_removed_was_read(struct fl_vm *vm) {
     atomic_fetch_add(&vm->removals.reads, 1);
 }
 
+bool fl_removed_is_reading(struct fl_vm *vm) {
+    return atomic_load(&vm->removals.reads) & 1;
+}
+
 static void wait_for_reader(const struct fl_removals *removals) {
     uint64_t seen = atomic_load(&removals->reads);
     while (seen & 1 && atomic_load(&removals->reads) == seen)
@@ -167,14 +171,16 @@ static void put_off(struct fl_removals *removals, struct fl_pages pages) {
 struct fl_pages fl_removed_by(struct fl_vm *vm, uint64_t start, uint64_t end) {
     struct fl_pages removed = {0, 0};
     enum whose whose = whose_is(vm, start, end);
-    for (uint32_t i = 0; i < fl_region_count(vm) && whose != OURS; i++) {
+    for (uint32_t i = 0; i < fl_region_count(vm); i++) {
         struct fl_vault_region *region = fl_region(vm, i);
         uint64_t base = atomic_load(&region->vmm_addr), stop = base + region->length;
         if (atomic_load(&region->gone) || end <= base || start >= stop)
             continue;
         struct fl_pages pages = {region->first_page + ((start > base ? start : base) - base) / FL_PAGE_SIZE,
                                  region->first_page + ((end < stop ? end : stop) - base) / FL_PAGE_SIZE};
-        if (whose == PERHAPS_OURS)
+        if (whose == OURS)
+            write_note(&vm->removals.taken_for_ours, pages);
+        else if (whose == PERHAPS_OURS)
             put_off(&vm->removals, pages);
         else if (removed.first == removed.end)
             removed = pages;
@@ -213,6 +219,8 @@ void fl_zap_decide(struct fl_vm *vm, bool made) {
     struct fl_removals *removals = &vm->removals;
     if (!made || atomic_load(&removals->zap_seen)) /* else those were our own, in pieces */
         forget_put_off(vm);
+    if (!made && atomic_load(&removals->zap_seen))
+        forget(vm, read_note(&removals->taken_for_ours));
     for (uint32_t i = 0; i < FL_REMOVALS_MAX; i++)
         atomic_store(&removals->put_off[i].end, 0);
     atomic_store(&removals->count, 0);

@@ -14,6 +14,7 @@
 /* Around a read of the userfaultfd and the noting of what it says is removed; one at a time. */
 void fl_removed_reading(struct fl_vm *vm);
 void fl_removed_was_read(struct fl_vm *vm);
+bool fl_removed_is_reading(struct fl_vm *vm);
 
 /*
  * The pages of a REMOVE event of [start, end) that the caller has to forget; first == end: none, because it is our own zap or put off.
@@ -30,14 +31,14 @@ enum fl_removed {
     FL_REMOVED_PERHAPS, /* or it was a piece of our own zap, which is known when that has ended */
     FL_REMOVED_SURELY
 };
-/* What is known of a page that was away a moment ago. Waits for a read that is under way: microseconds. */
+/* What is known of a page that was away a moment ago. Waits for a read that is under way: microseconds, as a rule. */
 enum fl_removed fl_removed(struct fl_vm *vm, uint64_t page);
 /* Forget one stored copy, if `entry` (EVICTED) is what the table still says. */
 void fl_removed_forget_page(struct fl_vm *vm, uint64_t page, fl_entry entry);
 
 /*
  * Our own zap drops page tables, not memory, but the kernel tells of it as it tells of memory that is gone. So a zap
- * of [start, end) is marked while the VMM may be making it. An event with exactly these bounds is ours. One that lies inside of
+ * of [start, end), in one region, is marked while the VMM may be making it. An event with exactly these bounds is ours. One that lies inside of
  * them waits until the zap has ended: if ours was seen by then, or no zap was made at all, the others were true; if not, the zap
  * came in pieces (the VMM's mappings were split meanwhile) and they were ours. Taking a zap for a removal would lose pages; the
  * other way round, the guest gets its own old bytes where it may expect any. The mark is in the vault: a successor still

@@ -49,6 +49,7 @@ struct fl_removals {         /* swap/removed.h */
     /* While our own zap is under way: */
     _Atomic(uint64_t) zaps; /* that were marked */
     _Atomic(bool) zap_seen;
+    struct fl_note taken_for_ours; /* by its bounds, if zap_seen */
     _Atomic(uint32_t) count; /* of what is put off; may pass the limit, and what is beyond keeps its old content */
     struct fl_note put_off[FL_REMOVALS_MAX];
 };

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A pager that tracks by `zap` is killed while it drops pages: its mark stays, by which what the VMM frees is its own doing. The
- * next pager ends that before it scans, whatever it tracks by: what is freed then is forgotten, and never comes back.
+ * next pager ends that before it scans, whatever it tracks by: what is freed then, or before it is there, is forgotten, and never
+ * comes back.
  */
 #include <string.h>
 
@@ -38,6 +39,17 @@ static bool is_marked(const struct victim *victim) {
     return marked;
 }
 
+/* What the first pager's scan has found goes yet. */
+static struct fl_status settled(const struct victim *victim) {
+    struct fl_status before, after = status_of(victim);
+    do {
+        before = after;
+        sleep_ms(200);
+        after = status_of(victim);
+    } while (before.evicted_pages != after.evicted_pages);
+    return after;
+}
+
 /* A successor that will not scan for an hour. */
 static void followed_by(const char *tracker, uint64_t seed) {
     const char *const more[] = {"--trackers", tracker, "--scan-interval-ms", "3600000", "--log-level", "error", NULL};
@@ -45,14 +57,20 @@ static void followed_by(const char *tracker, uint64_t seed) {
     snprintf(socket_path, sizeof(socket_path), "/tmp/fl-marked-%d.sock", (int)getpid());
     struct victim victim = victim_start(PAGES, 0, seed);
     killed_while_it_drops(&victim, socket_path);
+    uint64_t removed = status_of(&victim).removed_pages;
+    victim_ask(&victim, VICTIM_REMOVE, 0, AT_ONCE); /* goes on when the next pager has read of it */
+    sleep_ms(20);
     pid_t pager = pager_start(&victim, socket_path, more);
     struct fl_pager *connection = pager_connect(socket_path, 30);
     for (unsigned i = 0; i < 500 && is_marked(&victim); i++)
         sleep_ms(10);
     bool marked = is_marked(&victim);
-    struct fl_status before = status_of(&victim);
+    victim_wait(&victim, 30);
+    struct fl_status before = settled(&victim);
+    CHECK(before.removed_pages - removed > AT_ONCE / 2, "%s: freed before there was a pager, and %llu forgotten",
+          tracker, (unsigned long long)(before.removed_pages - removed));
     CHECK(before.evicted_pages > PAGES / 4, "%llu pages away", (unsigned long long)before.evicted_pages);
-    for (uint32_t page = 0; page < PAGES; page += AT_ONCE)
+    for (uint32_t page = AT_ONCE; page < PAGES; page += AT_ONCE)
         victim_order(&victim, VICTIM_REMOVE, page, AT_ONCE, 30);
     sleep_ms(200);
     struct fl_status after = status_of(&victim);

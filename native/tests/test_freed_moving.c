@@ -139,7 +139,8 @@ static void loaded(const struct fl_tracker_list *trackers, uint64_t seed) {
     uint64_t woken_ns;
     CHECK(fl_swap_entry(&vm, page, &entry, mine), "the page is not ours");
     moment = BEFORE_COPY;
-    CHECK(fl_load(&vm, 0, page, mine, buffer, &stored_bytes, &woken_ns) == -EAGAIN, "it is loaded all the same");
+    CHECK(fl_load(&vm, 0, page, mine, FL_REMOVED_NOT, buffer, &stored_bytes, &woken_ns) == -EAGAIN,
+          "it is loaded all the same");
     check_hole("while a touch has it loaded", 1);
     served_vm_end(&vm, faults);
 }

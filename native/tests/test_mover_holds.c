@@ -11,6 +11,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "attach/arch.h"
+#include "attach/gate.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "pager/mover.h"
@@ -27,7 +29,7 @@ static struct {
     _Atomic(int) harvest_error, arm_error;
     _Atomic(bool) failed;
     _Atomic(uint32_t) arms;
-    _Atomic(uint64_t) last_scan_ns; /* as a pager that is killed in this arming would leave it */
+    _Atomic(uint64_t) aged_ns; /* as a pager that is killed in this arming would leave it */
 } fake;
 
 static struct fl_vm vm;
@@ -64,7 +66,7 @@ static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     (void)tracker;
     *stop_max_ns = 0;
-    atomic_store(&fake.last_scan_ns, FL_READ(&vm, last_scan_ns));
+    atomic_store(&fake.aged_ns, atomic_load(&vm.vault.header->aged_ns));
     atomic_fetch_add(&fake.arms, 1);
     return atomic_load(&fake.arm_error);
 }
@@ -132,20 +134,47 @@ static void nothing_goes_after_an_arming_without_harvest(void) {
 static void a_successor_keeps_the_rhythm(void) {
     uint64_t before = fl_now();
     scan();
-    CHECK(atomic_load(&fake.last_scan_ns) >= before, "ages have moved, and a successor would move them again at once");
+    CHECK(atomic_load(&fake.aged_ns) >= before, "ages have moved, and a successor would move them again at once");
 }
 
-/* It was handed over and has not been made: whenever it is, it hides what was touched before. */
+/* As a call of the gate that was handed over and has not been made: whenever it is, it hides what was touched before. */
+static void set_zap_under_way(bool under_way) {
+    uint64_t start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page);
+    struct fl_gate_slot *slot =
+        (struct fl_gate_slot *)(void *)(vm.vault.base + vm.vault.gate_offset + FL_GATE_CODE_BYTES);
+    slot->prepared_at_ns = fl_clock_read(CLOCK_MONOTONIC);
+    __atomic_store_n(&slot->state, under_way ? FL_GATE_RUNNING : FL_GATE_FREE, __ATOMIC_RELEASE);
+    if (under_way)
+        fl_zap_mark(&vm, start, start + PAGES * FL_PAGE_SIZE);
+}
+
 static void nothing_goes_while_a_zap_may_come(void) {
-    uint64_t start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page), away = FL_READ(&vm, evicted_pages);
-    fl_zap_mark(&vm, start, start + FL_PAGE_SIZE);
-    atomic_store(&vm.vault.header->budget.bytes, (away + 8) * FL_PAGE_SIZE);
-    fl_mover_wake(mover);
-    EXPECT(away, FL_WHY_FAILED, "while a zap is marked");
+    uint64_t away = FL_READ(&vm, evicted_pages);
+    set_zap_under_way(true);
+    allow(away + 8);
+    EXPECT(away, FL_WHY_FAILED, "while a zap may come");
     sleep_ms(2 * LONGEST_IO_MS);
-    EXPECT(away, FL_WHY_FAILED, "while a zap is marked, a while later");
-    scan(); /* no call is under way: it ends */
+    EXPECT(away, FL_WHY_FAILED, "while a zap may come, a while later");
+    set_zap_under_way(false);
     EXPECT(away + 8, FL_WHY_BUDGET, "after it");
+}
+
+/* Perhaps a page was freed, perhaps it was zapped. It waits until that is known, and not for ever. */
+static void what_a_zap_may_have_met_waits_for_its_end(struct victim *victim) {
+    uint64_t away = FL_READ(&vm, evicted_pages), page = 0;
+    while (fl_entry_state(atomic_load(fl_slot(&vm, page))) != FL_PAGE_EVICTED)
+        page++;
+    set_zap_under_way(true);
+    victim_order(victim, VICTIM_REMOVE, (uint32_t)page, 1, SECONDS);
+    allow(0);
+    EXPECT(1, FL_WHY_DRAIN, "while a zap may come");
+    sleep_ms(500);
+    EXPECT(1, FL_WHY_DRAIN, "while a zap may come, a while later");
+    set_zap_under_way(false);
+    EXPECT(0, FL_WHY_BUDGET, "after it");
+    scan();
+    allow(away);
+    EXPECT(away, FL_WHY_BUDGET, "and out again");
 }
 
 /* What is shown must not say that it goes on. */
@@ -245,6 +274,7 @@ int main(int argc, char **argv) {
     a_failure_is_shown();
     a_successor_keeps_the_rhythm();
     nothing_goes_while_a_zap_may_come();
+    what_a_zap_may_have_met_waits_for_its_end(&victim);
     nothing_goes_while_unseen_io_may_last();
     ages_keep_what_they_mean();
     nothing_goes_by_ages_of_other_scans();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * While the zap tracker waits for the VMM's main thread, the VMM unmaps its memory, or moves it, and has something else at that
- * address. That is left alone: dropped, a heap or a stack would be zeros.
+ * While the zap tracker waits for the VMM's main thread, the VMM unmaps its memory or a part of it, or moves it, and has something
+ * else at that address. That is left alone: dropped, a heap or a stack would be zeros.
  */
 #include <errno.h>
 #include <poll.h>
@@ -41,32 +41,48 @@ static uint8_t *room_above(void) {
 
 static uint8_t *upper;
 
-static void unmap(void) {
-    if (munmap(shared->base, BYTES))
+/* What they leave free. */
+struct place {
+    uint8_t *start;
+    size_t bytes;
+};
+
+static struct place unmap_at(uint8_t *start, size_t bytes) {
+    if (munmap(start, bytes))
         _exit(96);
+    return (struct place){start, bytes};
 }
 
-static void move_up(void) {
+static struct place unmap(void) {
+    return unmap_at(shared->base, BYTES);
+}
+
+static struct place unmap_middle(void) {
+    return unmap_at(shared->base + BYTES / 2, BYTES / 16);
+}
+
+static struct place move_up(void) {
     if (mremap(shared->base, BYTES, BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, upper) != upper)
         _exit(96);
+    return (struct place){shared->base, BYTES};
 }
 
-static void (*leave)(void);
+static struct place (*leave)(void);
 
 static void *replace(void *unused) {
     (void)unused;
     while (!atomic_load(&shared->go))
         sleep_ms(1);
-    leave();
-    uint8_t *own =
-        mmap(shared->base, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-    if (own != shared->base)
+    struct place place = leave();
+    uint8_t *own = mmap(place.start, place.bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (own != place.start)
         _exit(95);
-    memset(own, OWN, BYTES);
+    memset(own, OWN, place.bytes);
     atomic_store(&shared->replaced, 1);
     while (!atomic_load(&shared->check))
         sleep_ms(1);
-    for (size_t at = 0; at < BYTES; at += FL_PAGE_SIZE)
+    for (size_t at = 0; at < place.bytes; at += FL_PAGE_SIZE)
         if (((volatile uint8_t *)own)[at] != OWN)
             atomic_fetch_add(&shared->lost, 1);
     atomic_store(&shared->checked, 1);
@@ -130,7 +146,7 @@ static void harvest(struct fl_tracker *tracker) {
               "harvest");
 }
 
-static void replaced(const char *words, void (*how)(void)) {
+static void replaced(const char *words, struct place (*how)(void)) {
     const struct fl_tracker_list trackers = trackers_of("zap");
     struct arming arming = {.error = 0};
     pthread_t debugger, armer;
@@ -157,8 +173,7 @@ static void replaced(const char *words, void (*how)(void)) {
     pthread_join(armer, NULL);
     atomic_store(&shared->check, 1);
     wait_for(&shared->checked, "looked at");
-    printf("%s: %u of %u pages lost, arming says: %s\n", words, atomic_load(&shared->lost), PAGES,
-           strerror(-arming.error));
+    printf("%s: %u pages lost, arming says: %s\n", words, atomic_load(&shared->lost), strerror(-arming.error));
     CHECK(atomic_load(&shared->lost) == 0, "%s: the VMM's own pages were dropped", words);
     CHECK(arming.error, "%s: armed, though nothing is there", words);
     fl_tracker_zap.destroy(arming.tracker);
@@ -173,5 +188,6 @@ int main(void) {
     CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
     replaced("unmapped", unmap);
     replaced("moved", move_up);
+    replaced("unmapped in the middle", unmap_middle);
     return 0;
 }

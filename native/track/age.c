@@ -201,7 +201,8 @@ int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tr
     FL_COUNT(vm, harvest_ns, fl_now() - start_ns);
     if (!error) {
         memset(counts, 0, sizeof(*counts));
-        FL_SET(vm, last_scan_ns, fl_now()); /* first: after a kill from here on they must not move again at once */
+        /* First: after a kill from here on they must not move again at once. */
+        atomic_store(&vm->vault.header->aged_ns, fl_now());
         for (uint32_t i = 0; i < regions; i++) {
             if (sights[i].high)
                 age_region(vm, i, &sights[i], counts, promotions);

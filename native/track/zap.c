@@ -26,8 +26,6 @@
 #define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
 #define GATE_TRIES 25u
 #define GATE_TIMEOUT_NS (200 * FL_NS_PER_MS)
-#define SETTLE_NS FL_NS_PER_SECOND /* for a zap that has not ended in time, then until the next scan */
-#define SETTLE_PAUSE_NS (10 * FL_NS_PER_MS)
 
 struct fl_tracker {
     struct fl_vm *vm;
@@ -45,11 +43,21 @@ static uint64_t base_of(struct fl_vm *vm, uint32_t region) {
     return fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
 }
 
-/* The VMM may unmap or move memory meanwhile, and have its own at that address: dropped, that would be zeros. */
-static bool is_in_place(void *context) {
+/*
+ * The VMM may unmap or move memory meanwhile, all of a region or a part, and have its own at that address: dropped, that would be
+ * zeros. While an event is being read it is not known yet, and waiting is not for the real-time thread that asks.
+ */
+static int is_in_place(void *context) {
     const struct fl_tracker *tracker = context;
-    return !tracker->base || (!atomic_load(&fl_region(tracker->vm, tracker->region)->gone) &&
-                              base_of(tracker->vm, tracker->region) == tracker->base);
+    struct fl_vm *vm = tracker->vm;
+    if (!tracker->base)
+        return 0;
+    if (fl_removed_is_reading(vm))
+        return -EBUSY;
+    if (atomic_load(&vm->vault.header->unsafe) || atomic_load(&fl_region(vm, tracker->region)->gone) ||
+        base_of(vm, tracker->region) != tracker->base)
+        return -ECANCELED;
+    return 0;
 }
 
 static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
@@ -106,37 +114,23 @@ static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t lengt
     return (int)call.result;
 }
 
-/*
- * A mark that an earlier run (ours or a dead pager's) left. It ends when no call is under way; whether one that was only prepared
- * will be made cannot be seen, but a run of an empty call shows that none is any more.
- */
-static int settle_mark(struct fl_tracker *tracker) {
-    uint64_t anywhere = base_of(tracker->vm, 0), until = fl_now() + SETTLE_NS;
-    bool ended = false;
-    int error = 0;
-    while (fl_zap_marked(tracker->vm) && !ended) {
-        ended = fl_gate_is_idle(tracker->gate);
-        error = ended ? 0 : run_gate(tracker, anywhere, 0, &ended);
-        if (!ended && ((error != -EBUSY && error != -ETIMEDOUT) || fl_now() > until))
-            break;
-        if (!ended)
-            fl_sleep_ns(SETTLE_PAUSE_NS);
-    }
-    if (ended)
-        fl_fault_end_zap(tracker->faults, true);
-    return ended ? 0 : error;
-}
-
 int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
     struct fl_tracker *tracker;
+    int error = 0;
     if (!fl_zap_marked(vm))
         return 0;
-    int error = create(vm, faults, &tracker);
-    if (error)
+    bool ended = fl_gate_is_idle(vm->vault.base + vm->vault.gate_offset);
+    if (!ended) { /* was only prepared, perhaps: when an empty call has been made, no other will be */
+        error = create(vm, faults, &tracker);
+        if (error)
+            return error;
+        error = run_gate(tracker, base_of(vm, 0), 0, &ended);
+        destroy(tracker);
+    }
+    if (!ended)
         return error;
-    error = settle_mark(tracker);
-    destroy(tracker);
-    return error;
+    fl_fault_end_zap(faults, true);
+    return 0;
 }
 
 /* With a last look at the pages. Marked only here: what the VMM frees between two tries is known at once. */
@@ -147,7 +141,8 @@ static int try_zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, 
         return error;
     fl_zap_mark(tracker->vm, start, end);
     error = run_gate(tracker, start, end - start, &made);
-    if (error != -ETIMEDOUT) /* else it is still under way: the mark stays, and each scan tries again */
+    if (error !=
+        -ETIMEDOUT) /* else it is still under way: the mark stays until fl_zap_settle() finds that it has ended */
         fl_fault_end_zap(tracker->faults, made);
     return error;
 }
@@ -162,8 +157,6 @@ static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t base, uint6
         error = try_zap(tracker, region, start, end);
     }
     tracker->base = 0;
-    if (error == -ETIMEDOUT)
-        (void)settle_mark(tracker); /* if it ends after all, so does its mark; this scan is void all the same */
     return error;
 }
 
@@ -199,7 +192,7 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     struct fl_vm *vm = tracker->vm;
     tracker->stop_max_ns = 0;
-    int error = settle_mark(tracker);
+    int error = fl_zap_marked(vm) ? -EBUSY : 0;
     for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++) {
         if (!atomic_load(&fl_region(vm, i)->gone))
             error = arm_region(tracker, i);
