@@ -58,6 +58,12 @@ struct fl_vault_budget {
     _Atomic(uint32_t) drain; /* a drain was asked for and holds until the next budget */
 };
 
+#define FL_FORGETTING_MAX 64u /* removals that are being forgotten at the same time */
+
+struct fl_note { /* of pages [first, end); nothing: the end is 0 */
+    _Atomic(uint64_t) first, end;
+};
+
 struct fl_vault_header {
     /* constant, under `check` */
     uint64_t magic;
@@ -86,6 +92,7 @@ struct fl_vault_header {
     /* Range that our own zap is dropping (swap/removed.h); end 0: none. */
     _Atomic(uint64_t) zap_start;
     _Atomic(uint64_t) zap_end;
+    struct fl_note forgetting[FL_FORGETTING_MAX]; /* a copy of struct fl_removals', for the next pager */
     struct fl_vault_budget budget;
     struct fl_vault_region regions[FL_MAX_REGIONS];
 };

@@ -225,6 +225,7 @@ static int take_over(struct fl_vm *vm, const struct fl_options *options, struct 
         freeze = FL_FREEZE_WP;
     if (fl_regions_adopt(vm, freeze, why) || fl_recover(vm, &fixed, why) || refreeze(vm, options, why))
         return -EPERM;
+    fl_removed_finish(vm);
     if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW && finish_attaching(vm, why))
         return -EPERM;
     atomic_store(&vm->vault.header->phase, FL_VAULT_REGISTERED);

@@ -46,6 +46,7 @@ void fl_removed_note(struct fl_vm *vm, uint32_t place, struct fl_pages pages) {
         return;
     atomic_fetch_add(&vm->removals.forgetting_count, 1);
     write_note(&vm->removals.forgetting[place], pages);
+    write_note(&vm->vault.header->forgetting[place], pages);
 }
 
 static bool is_being_forgotten(const struct fl_removals *removals, uint64_t page) {
@@ -121,7 +122,7 @@ static void forget(struct fl_vm *vm, struct fl_pages pages) {
 }
 
 bool fl_removed_forget(struct fl_vm *vm, uint32_t place) {
-    struct fl_note *note = &vm->removals.forgetting[place];
+    struct fl_note *note = &vm->removals.forgetting[place], *kept = &vm->vault.header->forgetting[place];
     struct fl_pages left = read_note(note), now = left;
     if (left.first >= left.end)
         return false;
@@ -129,11 +130,28 @@ bool fl_removed_forget(struct fl_vm *vm, uint32_t place) {
         now.end = now.first + FL_FORGET_PAGES;
     forget(vm, now);
     atomic_store(&note->first, now.end);
+    atomic_store(&kept->first, now.end);
     if (now.end < left.end)
         return true;
+    atomic_store(&kept->end, 0);
     atomic_store(&note->end, 0);
     atomic_fetch_sub(&vm->removals.forgetting_count, 1);
     return false;
+}
+
+void fl_removed_finish(struct fl_vm *vm) {
+    uint64_t removed = FL_READ(vm, removed_pages);
+    for (uint32_t i = 0; i < FL_FORGETTING_MAX; i++) {
+        struct fl_note *kept = &vm->vault.header->forgetting[i];
+        struct fl_pages pages = read_note(kept); /* where the VMM can write */
+        if (pages.end > vm->vault.max_pages)
+            pages.end = vm->vault.max_pages;
+        forget(vm, pages);
+        atomic_store(&kept->end, 0);
+    }
+    removed = FL_READ(vm, removed_pages) - removed;
+    if (removed)
+        fl_log(FL_LOG_INFO, "forgotten_late", "\"pages\":%llu", (unsigned long long)removed);
 }
 
 void fl_removed_forget_page(struct fl_vm *vm, uint64_t page, fl_entry entry) {

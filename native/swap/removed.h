@@ -26,6 +26,9 @@ void fl_removed_note(struct fl_vm *vm, uint32_t place, struct fl_pages pages);
 /* Forget the stored copies of the first FL_FORGET_PAGES of what is noted there. False: that was all. */
 bool fl_removed_forget(struct fl_vm *vm, uint32_t place);
 
+/* What a pager that was killed had noted and not forgotten yet. Before anything is served, and evicted. */
+void fl_removed_finish(struct fl_vm *vm);
+
 enum fl_removed {
     FL_REMOVED_NOT,     /* or it is forgotten already: then the entry has changed */
     FL_REMOVED_PERHAPS, /* or it was a piece of our own zap, which is known when that has ended */

@@ -21,9 +21,8 @@
 #define FL_WINDOW_PAGES 512u  /* pages looked at in one step: 2 MiB */
 #define FL_CACHED_PAGES 8192u /* asked of in one call */
 #define FL_FORKS_MAX 256
-#define FL_REMOVALS_MAX 64u   /* that are put off */
-#define FL_FORGETTING_MAX 64u /* removals that are being forgotten at the same time */
-#define FL_BATCH_PAGES 64u    /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
+#define FL_REMOVALS_MAX 64u /* that are put off */
+#define FL_BATCH_PAGES 64u  /* pages moved by one system call: 256 KiB, so that buffers stay in the L2 cache */
 
 struct fl_memory { /* what the pager holds of one region beside the vault's record */
     int fd;        /* the memfd, opened anew: our own description */
@@ -36,10 +35,6 @@ struct fl_range {
 
 struct fl_pages { /* [first, end) */
     uint64_t first, end;
-};
-
-struct fl_note { /* of pages; nothing: the end is 0 */
-    _Atomic(uint64_t) first, end;
 };
 
 struct fl_removals {         /* swap/removed.h */
