@@ -2,6 +2,7 @@
 #include "attach/gate.h"
 
 #include <errno.h>
+#include <linux/membarrier.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -21,6 +22,7 @@
 #define LONG_LOOK_NS 100000u    /* once that takes long */
 #define LONG_NS 2000000u
 #define ENDED_LOOK_NS 1000000u
+#define BARRIER_NS 5000000u
 #define WORKER_STACK_BYTES (128 * 1024)
 
 struct fl_gate {
@@ -59,6 +61,10 @@ static void set_slot_state(struct fl_gate_slot *slot, uint32_t state) {
     __atomic_store_n(&slot->state, state, __ATOMIC_RELEASE);
 }
 
+static struct fl_gate_slot *slot_of(void *gate_local, uint32_t i) {
+    return (void *)((char *)gate_local + FL_GATE_CODE_BYTES + (size_t)i * FL_GATE_SLOT_BYTES);
+}
+
 int fl_gate_open(int pid, void *gate_local, const struct fl_attachment *attachment, struct fl_gate **out) {
     size_t length = 0;
     const void *code = fl_arch_gate_code(&length);
@@ -84,9 +90,8 @@ int fl_gate_open(int pid, void *gate_local, const struct fl_attachment *attachme
     gate->pidfd = pidfd;
     gate->code_address = attachment->gate_code;
     gate->data_address = attachment->gate_data;
-    char *data = (char *)gate_local + FL_GATE_CODE_BYTES;
     for (uint32_t i = 0; i < FL_GATE_SLOTS; i++) {
-        gate->slots[i] = (struct fl_gate_slot *)(void *)(data + (size_t)i * FL_GATE_SLOT_BYTES);
+        gate->slots[i] = slot_of(gate_local, i);
     }
     pthread_mutex_init(&gate->one_run, NULL);
     *out = gate;
@@ -106,17 +111,23 @@ void fl_gate_guard(struct fl_gate *gate, int (*still)(void *context), void *cont
     gate->context = context;
 }
 
-static const struct fl_gate_slot *slot_of(const void *gate_local, uint32_t i) {
-    return (const void *)((const char *)gate_local + FL_GATE_CODE_BYTES + (size_t)i * FL_GATE_SLOT_BYTES);
-}
-
-bool fl_gate_is_idle(const void *gate_local) {
+/* The thread says that it runs, and then looks how many calls there are; we write that, and then look whether it runs. */
+bool fl_gate_cancel(void *gate_local) {
+    bool prepared = false, running = false;
     for (uint32_t i = 0; i < FL_GATE_SLOTS; i++) {
-        if (slot_state(slot_of(gate_local, i)) != FL_GATE_FREE) {
-            return false;
+        struct fl_gate_slot *slot = slot_of(gate_local, i);
+        if (slot_state(slot) == FL_GATE_PREPARED) {
+            __atomic_store_n(&slot->count, 0, __ATOMIC_SEQ_CST);
+            prepared = true;
         }
     }
-    return true;
+    if (prepared && syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0)) {
+        fl_pause_ns(BARRIER_NS); /* where CPUs run without ticks; long enough for any store to be seen */
+    }
+    for (uint32_t i = 0; i < FL_GATE_SLOTS; i++) {
+        running |= slot_state(slot_of(gate_local, i)) == FL_GATE_RUNNING;
+    }
+    return !running;
 }
 
 /* A slot for the next run. -EBUSY: an earlier run is inside, or all slots are taken. */

@@ -40,8 +40,11 @@ int fl_gate_open(int pid, void *gate_local, const struct fl_attachment *attachme
 void fl_gate_close(struct fl_gate *gate);
 /* Asked in each run, with the main thread stopped and just before it is sent in. Not 0: nothing is done, and the run returns that. */
 void fl_gate_guard(struct fl_gate *gate, int (*still)(void *context), void *context);
-/* No call is under way, nor prepared, of this pager or of one that was killed. */
-bool fl_gate_is_idle(const void *gate_local);
+/*
+ * Let no call be made any more that was prepared, by this pager or by one that was killed, and has not begun: a signal's
+ * handler, say, may keep the thread from it. False: one is under way. Between runs only.
+ */
+bool fl_gate_cancel(void *gate_local);
 
 /*
  * Make `count` calls in the VMM, in order, and fill in their results. `*stop_ns` is how long the main thread was

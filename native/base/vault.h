@@ -25,7 +25,7 @@
 #include "base/refused.h"
 
 #define FL_VAULT_MAGIC UINT64_C(0x746c7561765f4c46) /* "FL_vault" */
-#define FL_VAULT_VERSION 4
+#define FL_VAULT_VERSION 5
 #define FL_VAULT_HEADER_BYTES UINT64_C(65536)
 #define FL_VAULT_MAX_PAGES (UINT64_C(1) << 30) /* 4 TiB of guest memory */
 #define FL_SCAN_MS_MIN 100u                    /* each scan stops the VMM's main thread */

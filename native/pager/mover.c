@@ -352,7 +352,7 @@ static void keep_pool(struct fl_mover *mover) {
 /* One round of the loop. Returns how long to sleep. */
 static uint64_t step(struct fl_mover *mover) {
     struct fl_vm *vm = mover->vm;
-    uint64_t now = fl_now(), pause = IDLE_NS, too_many;
+    uint64_t now = fl_now(), pause = IDLE_NS, too_many = 0;
     pthread_mutex_lock(&mover->lock);
     bool scan_now = mover->scan_now;
     mover->scan_now = false;
@@ -377,6 +377,8 @@ static uint64_t step(struct fl_mover *mover) {
         pause = SETTLE_NS;
     keep_pool(mover);
     fl_gauges_publish(vm, state_of(mover, now), mover->why);
+    if (mover->detach || too_many) /* no scan comes before that is done */
+        return pause;
     now = fl_now();
     uint64_t to_scan = mover->next_scan_ns > now ? mover->next_scan_ns - now : 0;
     return pause < to_scan ? pause : to_scan;

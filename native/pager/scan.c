@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "swap/removed.h"
 #include "track/damon_admin.h"
 #include "track/direct_io.h"
 
@@ -142,9 +143,9 @@ static void void_scan(struct fl_scanner *scanner, bool harvested, int error) {
                 harvested ? "arm_failed" : "scan_void", "tracker %s on process %d: %s; %s, the next scan tries again",
                 fl_tracker_name(scanner->ops->kind), vm->pid, strerror(-error),
                 harvested ? "ages had moved, and what is touched now may be missed" : "ages did not move");
-    if (error == -ESRCH || atomic_load(&vm->vault.header->unsafe)) /* no fault of the tracker's */
-        return;
-    if (error == -ENODEV || ++scanner->void_scans >= VOID_SCANS_MAX)
+    /* Memory that is not where it was, and a call that does not end, are no fault of the tracker's. */
+    bool counts = error != -ESRCH && !atomic_load(&vm->parted) && !fl_zap_marked(vm);
+    if (error == -ENODEV || (counts && ++scanner->void_scans >= VOID_SCANS_MAX))
         give_up(scanner);
 }
 

@@ -225,6 +225,7 @@ static int take_over(struct fl_vm *vm, const struct fl_options *options, struct 
         freeze = FL_FREEZE_WP;
     if (fl_regions_adopt(vm, freeze, why) || fl_recover(vm, &fixed, why) || refreeze(vm, options, why))
         return -EPERM;
+    atomic_store(&vm->parted, atomic_load(&vm->vault.header->unsafe) != FL_REFUSAL_NONE); /* for all that we know */
     fl_removed_finish(vm);
     if (atomic_load(&vm->vault.header->phase) == FL_VAULT_NEW && finish_attaching(vm, why))
         return -EPERM;
@@ -272,10 +273,10 @@ int fl_serve_begin(struct fl_vm *vm, const struct fl_options *options, struct fl
     struct fl_vault_header *header = vm->vault.header;
     atomic_store(&header->pager_pid, (uint32_t)getpid());
     /*
-     * A zap of a predecessor that was killed. While no call is under way, no event of it waits to be read: what does is what the
-     * VMM has freed since.
+     * A zap of a predecessor that was killed. While no call is under way, and none will be, no event of it waits to be read: what
+     * does is what the VMM has freed since.
      */
-    if (fl_zap_marked(vm) && fl_gate_is_idle(vm->vault.base + vm->vault.gate_offset))
+    if (fl_zap_marked(vm) && fl_gate_cancel(vm->vault.base + vm->vault.gate_offset))
         fl_zap_unmark(vm);
     if (options->scan_interval_ms || !atomic_load(&header->scan_interval_ms))
         atomic_store(&header->scan_interval_ms,

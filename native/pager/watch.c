@@ -63,10 +63,12 @@ static bool all_mapped(struct fl_vm *vm, const struct fl_inspection *found) {
 /* `events` had come before it was looked at. One that has come since is of something that nobody has looked at yet. */
 static void become_safe(struct fl_vm *vm, uint32_t events) {
     uint32_t none = FL_REFUSAL_NONE;
+    atomic_store(&vm->parted, false);
     atomic_store(&vm->vault.header->unsafe, FL_REFUSAL_NONE);
-    if (atomic_load(&vm->unsafe_events) != events)
+    if (atomic_load(&vm->unsafe_events) != events) {
         atomic_compare_exchange_strong(&vm->vault.header->unsafe, &none, FL_REFUSAL_OTHER_MAPPER);
-    else
+        atomic_store(&vm->parted, true);
+    } else
         fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
 }
 

@@ -166,8 +166,11 @@ static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
             fl_sleep_ns(20 * FL_NS_PER_US * tries);
             continue;
         }
-        if (error == -ENOENT) /* a part of the region is not mapped there any more, and its file still is its content */
-            return write_run(bringer, run, at, pages);
+        if (error ==
+            -ENOENT) { /* a part of the region is not mapped there any more, and its file still is its content */
+            error = write_run(bringer, run, at, pages);
+            return error == -EAGAIN ? 0 : error; /* what is not wanted stays, as above */
+        }
         settle(vm, run, at, run->count, false);
         if (error == -ESRCH)
             atomic_store(&vm->gone, 1);

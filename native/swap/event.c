@@ -19,6 +19,11 @@ static void unsafe(struct fl_vm *vm, const char *what, uint64_t start, uint64_t 
         what, (unsigned long long)start, (unsigned long long)end);
 }
 
+static void parted(struct fl_vm *vm, const char *what, uint64_t start, uint64_t end) {
+    unsafe(vm, what, start, end);
+    atomic_store(&vm->parted, true);
+}
+
 static void unmapped(struct fl_vm *vm, uint64_t start, uint64_t end) {
     for (uint32_t i = 0; i < fl_region_count(vm); i++) {
         struct fl_vault_region *region = fl_region(vm, i);
@@ -31,7 +36,7 @@ static void unmapped(struct fl_vm *vm, uint64_t start, uint64_t end) {
             fl_log(FL_LOG_INFO, "region_unmapped", "\"region\":%u,\"bytes\":%llu", i,
                    (unsigned long long)region->length);
         } else {
-            unsafe(vm, "part of a region was unmapped", start, end);
+            parted(vm, "part of a region was unmapped", start, end);
         }
     }
 }
@@ -46,7 +51,7 @@ static void remapped(struct fl_vm *vm, uint64_t from, uint64_t to, uint64_t leng
             fl_vault_move_region(&vm->vault, i, to);
             fl_log(FL_LOG_INFO, "region_moved", "\"region\":%u,\"to\":\"%llx\"", i, (unsigned long long)to);
         } else {
-            unsafe(vm, "part of a region was moved", from, from + length);
+            parted(vm, "part of a region was moved", from, from + length);
         }
     }
 }

@@ -76,3 +76,13 @@ int fl_mapped_elsewhere(struct fl_vm *vm, uint32_t region, uint64_t *address) {
     *address = search.start;
     return pieces.bytes == search.region->length ? 0 : -ENOENT;
 }
+
+static int find_seam(const struct fl_proc_map *map, void *context) {
+    const struct fl_range *range = context;
+    return map->start > range->start && map->start < range->end;
+}
+
+bool fl_mapping_begins_in(struct fl_vm *vm, uint64_t start, uint64_t end) {
+    struct fl_range range = {start, end};
+    return fl_proc_maps(vm->pid, find_seam, &range) != 0;
+}

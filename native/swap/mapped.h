@@ -16,6 +16,9 @@ struct fl_pieces {
 /* The parts of a region that are mapped where they belong. 0, or a negative errno (-ESRCH: the VMM has ended). */
 int fl_mapped_pieces(struct fl_vm *vm, uint32_t region, struct fl_pieces *out);
 
+/* Whether a mapping begins behind `start` and before `end`: what lies between is not of one piece. What cannot be told is not. */
+bool fl_mapping_begins_in(struct fl_vm *vm, uint64_t start, uint64_t end);
+
 /* Where all of the region is mapped instead. -ENOENT: nowhere. */
 int fl_mapped_elsewhere(struct fl_vm *vm, uint32_t region, uint64_t *address);
 

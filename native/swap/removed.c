@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "swap/load.h"
+#include "swap/mapped.h"
 
 /* ---- notes ------------------------------------------------------------------------------------------------- */
 
@@ -63,9 +64,8 @@ static uint32_t put_off_count(const struct fl_removals *removals) {
     return count < FL_REMOVALS_MAX ? count : FL_REMOVALS_MAX;
 }
 
-static bool is_put_off(const struct fl_removals *removals, uint64_t page) {
-    uint32_t count = put_off_count(removals);
-    for (uint32_t i = 0; i < count; i++)
+static bool is_put_off(const struct fl_removals *removals, uint64_t page, uint32_t first, uint32_t end) {
+    for (uint32_t i = first; i < end; i++)
         if (note_has(&removals->put_off[i], page))
             return true;
     return false;
@@ -75,13 +75,13 @@ enum fl_removed fl_removed(struct fl_vm *vm, uint64_t page) {
     const struct fl_removals *removals = &vm->removals;
     wait_for_reader(removals);
     uint64_t zaps = atomic_load(&removals->zaps);
-    bool seen = atomic_load(&removals->zap_seen);
+    uint32_t known = atomic_load(&removals->zap_seen) ? atomic_load(&removals->before_seen) : 0;
     if (is_being_forgotten(removals, page))
         return FL_REMOVED_SURELY;
-    if (!is_put_off(removals, page))
-        return FL_REMOVED_NOT;
     /* What was put off for another zap than the one that was seen may be a piece of that. */
-    return seen && atomic_load(&removals->zaps) == zaps ? FL_REMOVED_SURELY : FL_REMOVED_PERHAPS;
+    if (is_put_off(removals, page, 0, known))
+        return atomic_load(&removals->zaps) == zaps ? FL_REMOVED_SURELY : FL_REMOVED_PERHAPS;
+    return is_put_off(removals, page, known, put_off_count(removals)) ? FL_REMOVED_PERHAPS : FL_REMOVED_NOT;
 }
 
 /* ---- forgetting -------------------------------------------------------------------------------------------- */
@@ -140,12 +140,15 @@ bool fl_removed_forget(struct fl_vm *vm, uint32_t place) {
 }
 
 void fl_removed_finish(struct fl_vm *vm) {
-    uint64_t removed = FL_READ(vm, removed_pages);
+    uint64_t removed = FL_READ(vm, removed_pages), all = 0;
+    for (uint32_t i = 0; i < fl_region_count(vm); i++)
+        if (all < fl_region(vm, i)->first_page + fl_region_pages(vm, i))
+            all = fl_region(vm, i)->first_page + fl_region_pages(vm, i);
     for (uint32_t i = 0; i < FL_FORGETTING_MAX; i++) {
         struct fl_note *kept = &vm->vault.header->forgetting[i];
         struct fl_pages pages = read_note(kept); /* where the VMM can write */
-        if (pages.end > vm->vault.max_pages)
-            pages.end = vm->vault.max_pages;
+        if (pages.end > all)
+            pages.end = all;
         forget(vm, pages);
         atomic_store(&kept->end, 0);
     }
@@ -170,13 +173,19 @@ bool fl_zap_marked(struct fl_vm *vm) {
 enum whose { THE_VMMS, OURS, PERHAPS_OURS };
 
 static enum whose whose_is(struct fl_vm *vm, uint64_t start, uint64_t end) {
-    struct fl_vault_header *header = vm->vault.header;
-    uint64_t zap_end = atomic_load(&header->zap_end), zap_start = atomic_load(&header->zap_start);
-    if (end > zap_end || start < zap_start || atomic_load(&vm->removals.zap_seen)) /* seen: ours is over */
+    struct fl_removals *removals = &vm->removals;
+    uint64_t zap_start = atomic_load(&vm->vault.header->zap_start), zap_end = atomic_load(&vm->vault.header->zap_end);
+    bool seen = atomic_load(&removals->zap_seen);
+    if (end > zap_end || start < zap_start)
         return THE_VMMS;
+    if (seen) /* a piece of ours that is told again begins behind what has been done */
+        return start == zap_start ? THE_VMMS : PERHAPS_OURS;
     if (start != zap_start || end != zap_end)
         return PERHAPS_OURS;
-    atomic_store(&vm->removals.zap_seen, true);
+    atomic_store(&removals->zap_start, start);
+    atomic_store(&removals->zap_end, end);
+    atomic_store(&removals->before_seen, put_off_count(removals));
+    atomic_store(&removals->zap_seen, true);
     return OURS;
 }
 
@@ -211,7 +220,9 @@ struct fl_pages fl_removed_by(struct fl_vm *vm, uint64_t start, uint64_t end) {
 void fl_zap_mark(struct fl_vm *vm, uint64_t start, uint64_t end) {
     struct fl_vault_header *header = vm->vault.header;
     atomic_store(&vm->removals.count, 0);
+    atomic_store(&vm->removals.before_seen, 0);
     atomic_store(&vm->removals.zap_seen, false);
+    atomic_store(&vm->removals.taken_for_ours.end, 0);
     atomic_fetch_add(&vm->removals.zaps, 1); /* see fl_removed() */
     atomic_store(&header->zap_start, start);
     atomic_store(&header->zap_end, end); /* last: a mark without an end marks nothing */
@@ -221,24 +232,27 @@ void fl_zap_unmark(struct fl_vm *vm) {
     atomic_store(&vm->vault.header->zap_end, 0);
 }
 
-static void forget_put_off(struct fl_vm *vm) {
-    struct fl_removals *removals = &vm->removals;
-    uint32_t count = atomic_load(&removals->count);
-    for (uint32_t i = 0; i < put_off_count(removals); i++)
-        forget(vm, read_note(&removals->put_off[i]));
-    if (count > FL_REMOVALS_MAX)
-        fl_log(FL_LOG_WARNING, "removals_not_noted",
-               "\"count\":%u,\"detail\":\"the VMM freed memory so often during one zap; what of that was away still "
-               "counts as away, and what the guest finds there is its own old bytes\"",
-               count - FL_REMOVALS_MAX);
+static void forget_put_off(struct fl_vm *vm, uint32_t first, uint32_t end) {
+    for (uint32_t i = first; i < end; i++)
+        forget(vm, read_note(&vm->removals.put_off[i]));
 }
 
 void fl_zap_decide(struct fl_vm *vm, bool made) {
     struct fl_removals *removals = &vm->removals;
-    if (!made || atomic_load(&removals->zap_seen)) /* else those were our own, in pieces */
-        forget_put_off(vm);
-    if (!made && atomic_load(&removals->zap_seen))
+    bool seen = atomic_load(&removals->zap_seen);
+    uint32_t count = put_off_count(removals), known = atomic_load(&removals->before_seen);
+    uint64_t start = atomic_load(&removals->zap_start), end = atomic_load(&removals->zap_end);
+    if (!made && seen)
         forget(vm, read_note(&removals->taken_for_ours));
+    if (!made || (seen && count > known && !fl_mapping_begins_in(vm, start, end)))
+        known = count; /* none of them can be a piece of ours */
+    if (!made || seen)
+        forget_put_off(vm, 0, known);
+    if (atomic_load(&removals->count) > FL_REMOVALS_MAX)
+        fl_log(FL_LOG_WARNING, "removals_not_noted",
+               "\"count\":%u,\"detail\":\"the VMM freed memory so often during one zap; what of that was away still "
+               "counts as away, and what the guest finds there is its own old bytes\"",
+               atomic_load(&removals->count) - FL_REMOVALS_MAX);
     for (uint32_t i = 0; i < FL_REMOVALS_MAX; i++)
         atomic_store(&removals->put_off[i].end, 0);
     atomic_store(&removals->count, 0);

@@ -40,12 +40,16 @@ enum fl_removed fl_removed(struct fl_vm *vm, uint64_t page);
 void fl_removed_forget_page(struct fl_vm *vm, uint64_t page, fl_entry entry);
 
 /*
- * Our own zap drops page tables, not memory, but the kernel tells of it as it tells of memory that is gone. So a zap
- * of [start, end), in one region, is marked while the VMM may be making it. An event with exactly these bounds is ours. One that lies inside of
- * them waits until the zap has ended: if ours was seen by then, or no zap was made at all, the others were true; if not, the zap
- * came in pieces (the VMM's mappings were split meanwhile) and they were ours. Taking a zap for a removal would lose pages; the
- * other way round, the guest gets its own old bytes where it may expect any. The mark is in the vault: a successor still
- * knows, and takes what lies inside for ours.
+ * Our own zap drops page tables, not memory, but the kernel tells of it as it tells of memory that is gone. So a zap of
+ * [start, end), in one region, is marked while the VMM may be making it. An event with exactly these bounds is ours. One
+ * that lies inside of them waits until the zap has ended:
+ *   no zap was made             all were true
+ *   none had exactly its bounds the zap came in pieces (the VMM's mappings were split already), and they were ours
+ *   before one that had         true
+ *   after it                    true, unless a mapping begins inside of the bounds: split while the event waited to be read, and
+ *                               the kernel tells of what is left once more
+ * Taking a zap for a removal would lose pages; the other way round, the guest gets its own old bytes where it may expect
+ * any. The mark is in the vault: a successor still knows, and takes what lies inside for ours.
  */
 void fl_zap_mark(struct fl_vm *vm, uint64_t start, uint64_t end);
 bool fl_zap_marked(struct fl_vm *vm);

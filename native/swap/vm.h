@@ -44,7 +44,9 @@ struct fl_removals {         /* swap/removed.h */
     /* While our own zap is under way: */
     _Atomic(uint64_t) zaps; /* that were marked */
     _Atomic(bool) zap_seen;
-    struct fl_note taken_for_ours; /* by its bounds, if zap_seen */
+    _Atomic(uint64_t) zap_start, zap_end; /* VMM addresses, if it was seen */
+    struct fl_note taken_for_ours;        /* then, by its bounds */
+    _Atomic(uint32_t) before_seen;        /* of those below: true, once our own has been seen */
     _Atomic(uint32_t) count; /* of what is put off; may pass the limit, and what is beyond keeps its old content */
     struct fl_note put_off[FL_REMOVALS_MAX];
 };
@@ -62,6 +64,7 @@ struct fl_vm {
     struct fl_removals removals;
     _Atomic(uint32_t) gone;           /* the VMM has ended: stop quietly */
     _Atomic(uint32_t) unsafe_events;  /* that came, and made the VM unsafe */
+    _Atomic(bool) parted;             /* parts of regions are not mapped there any more: other memory may be */
     _Atomic(uint32_t) remap_pending;  /* an UNMAP or FORK event waits for the mover */
     _Atomic(int) forks[FL_FORKS_MAX]; /* userfaultfds of forked children that wait for a drain; -1: none */
 };

@@ -142,7 +142,6 @@ static void set_zap_under_way(bool under_way) {
     uint64_t start = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page);
     struct fl_gate_slot *slot =
         (struct fl_gate_slot *)(void *)(vm.vault.base + vm.vault.gate_offset + FL_GATE_CODE_BYTES);
-    slot->prepared_at_ns = fl_clock_read(CLOCK_MONOTONIC);
     __atomic_store_n(&slot->state, under_way ? FL_GATE_RUNNING : FL_GATE_FREE, __ATOMIC_RELEASE);
     if (under_way)
         fl_zap_mark(&vm, start, start + PAGES * FL_PAGE_SIZE);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * While the zap tracker waits for the VMM's main thread, the VMM unmaps its memory or a part of it, or moves it, and has something
- * else at that address. That is left alone: dropped, a heap or a stack would be zeros.
+ * else at that address. That is left alone: dropped, a heap or a stack would be zeros. And while it makes the zap's call, it splits
+ * its mapping: what the kernel tells of then is still our own doing, and nothing that is away is forgotten.
  */
 #include <errno.h>
 #include <poll.h>
@@ -11,26 +12,49 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "attach/arch.h"
+#include "attach/gate.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "served_vm.h"
+#include "swap/evict.h"
 #include "track/track.h"
 #include "victim.h"
 
 #define PAGES 1024u
 #define BYTES ((size_t)PAGES * FL_PAGE_SIZE)
+#define FILLED 1
 #define OWN 0xaa
 #define SECONDS 60u
 
 struct shared {
-    _Atomic(uint32_t) ready, go, replaced, check, checked;
+    _Atomic(uint32_t) ready, go, split, replaced, check, checked;
     _Atomic(uint32_t) lost;
     uint8_t *base;
 };
 
 static struct fl_vm vm;
 static struct shared *shared;
+static _Atomic(bool) reads_are_held;
+
+static bool is_under_way(void) {
+    const uint8_t *slots = vm.vault.base + vm.vault.gate_offset + FL_GATE_CODE_BYTES;
+    bool any = false;
+    for (uint32_t i = 0; i < FL_GATE_SLOTS; i++)
+        any |= __atomic_load_n((const uint32_t *)(const void *)(slots + (size_t)i * FL_GATE_SLOT_BYTES),
+                               __ATOMIC_ACQUIRE) == FL_GATE_RUNNING;
+    return any;
+}
+
+/* The event of a call waits as long. */
+ssize_t read(int fd, void *buffer, size_t bytes) {
+    while (atomic_load(&reads_are_held) && fd == vm.uffd && is_under_way())
+        sleep_ms(1);
+    return syscall(SYS_read, fd, buffer, bytes);
+}
 
 /* ---- the VMM ------------------------------------------------------------------------------------------------ */
 
@@ -69,6 +93,27 @@ static struct place move_up(void) {
 
 static struct place (*leave)(void);
 
+/* All that was there from the beginning. */
+static void look(void) {
+    for (size_t at = 0; at < BYTES; at += FL_PAGE_SIZE)
+        if (((volatile uint8_t *)shared->base)[at] != FILLED)
+            atomic_fetch_add(&shared->lost, 1);
+}
+
+static void *split(void *unused) {
+    (void)unused;
+    while (!atomic_load(&shared->split))
+        sleep_ms(1);
+    if (mprotect(shared->base + BYTES / 4, BYTES / 4, PROT_READ))
+        _exit(92);
+    atomic_store(&shared->replaced, 1);
+    while (!atomic_load(&shared->check))
+        sleep_ms(1);
+    look();
+    atomic_store(&shared->checked, 1);
+    return NULL;
+}
+
 static void *replace(void *unused) {
     (void)unused;
     while (!atomic_load(&shared->go))
@@ -99,8 +144,8 @@ static void vmm_main(void) {
     shared->base = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (shared->base == MAP_FAILED || shared->base > upper)
         _exit(94);
-    memset(shared->base, 1, BYTES);
-    if (pthread_create(&thread, NULL, replace, NULL))
+    memset(shared->base, FILLED, BYTES);
+    if (pthread_create(&thread, NULL, replace, NULL) || pthread_create(&thread, NULL, split, NULL))
         _exit(93);
     atomic_store(&shared->ready, 1);
     while (true)
@@ -129,12 +174,14 @@ static void *debug(void *unused) {
 struct arming {
     struct fl_tracker *tracker;
     int error;
+    _Atomic(bool) ended;
 };
 
 static void *arm(void *argument) {
     struct arming *arming = argument;
     uint64_t stop_ns;
     arming->error = fl_tracker_zap.arm(arming->tracker, &stop_ns);
+    atomic_store(&arming->ended, true);
     return NULL;
 }
 
@@ -146,19 +193,24 @@ static void harvest(struct fl_tracker *tracker) {
               "harvest");
 }
 
-static void replaced(const char *words, struct place (*how)(void)) {
+static struct fl_fault_server *serve(struct arming *arming) {
     const struct fl_tracker_list trackers = trackers_of("zap");
-    struct arming arming = {.error = 0};
-    pthread_t debugger, armer;
     memset(shared, 0, sizeof(*shared));
-    leave = how;
     pid_t vmm = fork();
     CHECK(vmm >= 0, "fork: %s", strerror(errno));
     if (vmm == 0)
         vmm_main();
     wait_for(&shared->ready, "the VMM has filled its memory");
     struct fl_fault_server *faults = served_vm_begin(&vm, vmm, &trackers, 2);
-    CHECK(fl_tracker_zap.create(&vm, faults, &arming.tracker) == 0, "zap");
+    CHECK(fl_tracker_zap.create(&vm, faults, &arming->tracker) == 0, "zap");
+    return faults;
+}
+
+static void replaced(const char *words, struct place (*how)(void)) {
+    struct arming arming = {.error = 0};
+    pthread_t debugger, armer;
+    leave = how;
+    struct fl_fault_server *faults = serve(&arming);
     harvest(arming.tracker);
     atomic_store(&traced, 0);
     atomic_store(&let_go, 0);
@@ -180,6 +232,50 @@ static void replaced(const char *words, struct place (*how)(void)) {
     served_vm_end(&vm, faults);
 }
 
+/* The VMM's main thread is in the call, and its event is not read yet. The last half of what the call drops is away. */
+static void split_meanwhile(void) {
+    struct arming arming = {.error = -EBUSY};
+    struct fl_evictor *evictor;
+    struct fl_evicted done = {0};
+    uint64_t all[FL_WINDOW_PAGES / 64];
+    pthread_t armer;
+    struct fl_fault_server *faults = serve(&arming);
+    uint64_t first = fl_region(&vm, 0)->first_page;
+    memset(all, 0xff, sizeof(all));
+    CHECK(fl_evictor_create(&vm, NULL, NULL, &evictor) == 0, "evictor");
+    int error = fl_evict_window(evictor, 0, first + PAGES - 1 - FL_WINDOW_PAGES, FL_WINDOW_PAGES, all, &done);
+    CHECK(error == 0 && done.pages > FL_WINDOW_PAGES / 2, "evict: %s", strerror(-error));
+    fl_evictor_destroy(evictor);
+    uint64_t away = FL_READ(&vm, evicted_pages);
+    atomic_store(&reads_are_held, true);
+    for (unsigned tries = 0; tries < 20 && !is_under_way(); tries++) { /* the main thread may not be to be had */
+        atomic_store(&arming.ended, false);
+        CHECK(pthread_create(&armer, NULL, arm, &arming) == 0, "thread");
+        while (!is_under_way() && !atomic_load(&arming.ended))
+            fl_sleep_ns(FL_NS_PER_MS);
+        if (!is_under_way())
+            pthread_join(armer, NULL);
+    }
+    CHECK(is_under_way(), "no call was made: %s", strerror(-arming.error));
+    sleep_ms(10); /* the event is there */
+    atomic_store(&shared->split, 1);
+    wait_for(&shared->replaced, "its mapping is split");
+    atomic_store(&reads_are_held, false);
+    pthread_join(armer, NULL);
+    /* The call took longer than it may, perhaps. */
+    for (unsigned i = 0; i < SECONDS * 100 && fl_zap_settle(&vm, faults); i++)
+        sleep_ms(10);
+    CHECK(FL_READ(&vm, evicted_pages) == away, "%llu of %llu pages were forgotten",
+          (unsigned long long)(away - FL_READ(&vm, evicted_pages)), (unsigned long long)away);
+    atomic_store(&shared->check, 1);
+    wait_for(&shared->checked, "looked at");
+    printf("split while the event of the call waited: %u pages lost of %llu that were away, arming says: %s\n",
+           atomic_load(&shared->lost), (unsigned long long)away, strerror(-arming.error));
+    CHECK(atomic_load(&shared->lost) == 0, "zeros");
+    fl_tracker_zap.destroy(arming.tracker);
+    served_vm_end(&vm, faults);
+}
+
 int main(void) {
     need_paging();
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -189,5 +285,6 @@ int main(void) {
     replaced("unmapped", unmap);
     replaced("moved", move_up);
     replaced("unmapped in the middle", unmap_middle);
+    split_meanwhile();
     return 0;
 }

@@ -33,7 +33,7 @@ struct fl_tracker {
     struct fl_gate *gate;
     uint32_t chunk_pages;
     uint64_t stop_max_ns; /* of the arming under way */
-    uint32_t region;      /* that is being armed; where it was when that began, 0: none is */
+    uint32_t region;      /* that is being armed; where it was when that began */
     uint64_t base;
     struct fl_pagemap pagemap, looked; /* the runs that are being dropped, and a last look at them */
     struct fl_late late;
@@ -50,11 +50,9 @@ static uint64_t base_of(struct fl_vm *vm, uint32_t region) {
 static int is_in_place(void *context) {
     const struct fl_tracker *tracker = context;
     struct fl_vm *vm = tracker->vm;
-    if (!tracker->base)
-        return 0;
     if (fl_removed_is_reading(vm))
         return -EBUSY;
-    if (atomic_load(&vm->vault.header->unsafe) || atomic_load(&fl_region(vm, tracker->region)->gone) ||
+    if (atomic_load(&vm->parted) || atomic_load(&fl_region(vm, tracker->region)->gone) ||
         base_of(vm, tracker->region) != tracker->base)
         return -ECANCELED;
     return 0;
@@ -115,20 +113,10 @@ static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t lengt
 }
 
 int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
-    struct fl_tracker *tracker;
-    int error = 0;
     if (!fl_zap_marked(vm))
         return 0;
-    bool ended = fl_gate_is_idle(vm->vault.base + vm->vault.gate_offset);
-    if (!ended) { /* was only prepared, perhaps: when an empty call has been made, no other will be */
-        error = create(vm, faults, &tracker);
-        if (error)
-            return error;
-        error = run_gate(tracker, base_of(vm, 0), 0, &ended);
-        destroy(tracker);
-    }
-    if (!ended)
-        return error;
+    if (!fl_gate_cancel(vm->vault.base + vm->vault.gate_offset))
+        return -EBUSY;
     fl_fault_end_zap(faults, true);
     return 0;
 }
@@ -156,7 +144,6 @@ static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t base, uint6
             fl_sleep_ns(FL_NS_PER_MS << (try < 5 ? try - 1 : 4));
         error = try_zap(tracker, region, start, end);
     }
-    tracker->base = 0;
     return error;
 }
 
