@@ -62,7 +62,7 @@ def command_line(pid: int) -> dict[str, str]:
 def open_memfds(pid: int) -> set[str]:
     """Names of what the VMM holds open that we could have injected."""
     names = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    return {name for name in names if "userfaultfd" in name or "frostline" in name}
+    return {name for name in names if "userfaultfd" in name or "memfd:frostline" in name}
 
 
 def test_evicts_by_a_local_policy_survives_a_dead_pager_and_detaches_without_a_trace(

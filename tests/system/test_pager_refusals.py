@@ -141,7 +141,7 @@ def test_two_pagers_started_at_once_end_as_one(guest_factory: GuestFactory, tmp_
             # It holds the vault before it listens.
             winner.until("the winner serves", lambda s: s.pager_alive and s.state is not State.STARTING)
             winner.detach()
-        assert not [link for link in descriptors(guest.pid) if "userfaultfd" in link or "frostline" in link]
+        assert not [link for link in descriptors(guest.pid) if "userfaultfd" in link or "memfd:frostline" in link]
     assert guest.verify() == 0
 
 
