@@ -41,7 +41,7 @@ struct gate_run {
     struct fl_gate *gate;
     uint32_t slot;
     int error;
-    bool handed_over; /* the calls will be made, whatever comes */
+    bool handed_over; /* the calls will be made, unless fl_gate_cancel() is faster */
     uint64_t stopped_at_ns;
     uint64_t let_go_at_ns;
     uint64_t ended_at_ns;
@@ -263,8 +263,8 @@ static void *trace_one_run(void *argument) {
     run->stopped_at_ns = fl_monotonic_ns();
     run->error = send_in(run);
     run->handed_over = run->error == 0;
-    (void)fl_tracee_detach(
-        pid); /* fails when it was killed while it was stopped, and then there is nothing to let go */
+    /* Fails when it was killed while it was stopped, and then there is nothing to let go. */
+    (void)fl_tracee_detach(pid);
     run->let_go_at_ns = fl_monotonic_ns();
     return NULL;
 }

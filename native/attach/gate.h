@@ -53,8 +53,8 @@ bool fl_gate_cancel(void *gate_local);
  *   0           all calls were made
  *   -EBUSY      nothing was done: traced by somebody else, paused by a signal, did not stop in 20 ms, an
  *               earlier run has not ended, or not a good moment; try again later
- *   -ETIMEDOUT  the calls were handed over, but did not end within `timeout_ns`; they will be made, and runs
- *               until then answer -EBUSY
+ *   -ETIMEDOUT  the calls were handed over, but did not end within `timeout_ns`; they will be made, unless
+ *               fl_gate_cancel() is faster, and while they are runs answer -EBUSY
  *   fl_gate_guard()'s error; nothing was done
  *   -ESRCH      the VMM has ended
  *   -ESTALE     the VMM has this gate no more; nothing was done

@@ -201,8 +201,8 @@ static uint64_t evict(struct fl_mover *mover, uint64_t now) {
         mover->why = FL_WHY_NOTHING_COLD;
         return IDLE_NS;
     }
-    if (fl_zap_marked(
-            vm)) { /* see step(): it may drop page tables yet, and with them what shows that a page was touched */
+    /* It may drop page tables yet, and with them what shows that a page was touched; step() sees to its end. */
+    if (fl_zap_marked(vm)) {
         mover->why = FL_WHY_FAILED;
         return IDLE_NS;
     }

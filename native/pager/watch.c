@@ -68,8 +68,9 @@ static void become_safe(struct fl_vm *vm, uint32_t events) {
     if (atomic_load(&vm->unsafe_events) != events) {
         atomic_compare_exchange_strong(&vm->vault.header->unsafe, &none, FL_REFUSAL_OTHER_MAPPER);
         atomic_store(&vm->parted, true);
-    } else
+    } else {
         fl_log_text(FL_LOG_INFO, "safe_again", "what forbade tiering of process %d is gone", vm->pid);
+    }
 }
 
 static void take_in(struct fl_vm *vm, const struct fl_inspection *found, uint32_t events) {

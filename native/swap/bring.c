@@ -102,8 +102,7 @@ static int write_page(struct fl_vm *vm, uint32_t region, uint64_t page, const vo
 
 /* Not what the VMM has freed, or perhaps has: that stays away until it is forgotten. As late as can be (swap/load.c). */
 static bool is_wanted(struct fl_vm *vm, const struct run *run, uint32_t at) {
-    uint64_t page = run->first + at;
-    return fl_removed(vm, page) == FL_REMOVED_NOT && !fl_freed(vm, page, run->entry[at]);
+    return !fl_removed_meanwhile(vm, run->first + at, run->entry[at], FL_REMOVED_NOT);
 }
 
 /* Pages from `at` on of a run into their file. Entries are settled page by page. -EAGAIN: but for some that are not wanted. */
@@ -166,8 +165,8 @@ static int fill(struct fl_bringer *bringer, struct run *run, uint64_t *pages) {
             fl_sleep_ns(20 * FL_NS_PER_US * tries);
             continue;
         }
-        if (error ==
-            -ENOENT) { /* a part of the region is not mapped there any more, and its file still is its content */
+        /* A part of the region is not mapped there any more, and its file still is its content. */
+        if (error == -ENOENT) {
             error = write_run(bringer, run, at, pages);
             return error == -EAGAIN ? 0 : error; /* what is not wanted stays, as above */
         }

@@ -33,7 +33,7 @@
 #define LEADER_WAIT_MS 1000
 #define HELPER_WAIT_MS 250 /* helpers look by themselves too, should the leader be stuck in a load */
 
-_Static_assert(FL_FAULT_THREADS_MAX *MESSAGES <= FL_FORGETTING_MAX, "a note for each message in hand");
+_Static_assert(MESSAGES *FL_FAULT_THREADS_MAX <= FL_FORGETTING_MAX, "a note for each message in hand");
 
 enum fault_kind { FAULT_MISSING, FAULT_MINOR, FAULT_PROTECTED };
 

@@ -113,8 +113,8 @@ int fl_load(struct fl_vm *vm, uint32_t region, uint64_t page, fl_entry entry, en
     }
     uint64_t address = fl_address_of_page(vm, region, page);
     /* As late as can be: between here and the call behind it a page that is freed still gets its old content. */
-    bool freed = fl_removed(vm, page) > known || fl_freed(vm, page, entry);
-    int error = freed ? -EAGAIN : fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
+    int error = fl_removed_meanwhile(vm, page, entry, known) ? -EAGAIN
+                                                             : fl_uffd_copy(vm, address, content, FL_PAGE_SIZE, &done);
     *woken_ns = fl_now();
     if (error && error != -EEXIST) {
         if (!fl_settle(vm, page, entry, fl_entry_with_state(entry, FL_PAGE_EVICTED)))

@@ -84,6 +84,10 @@ enum fl_removed fl_removed(struct fl_vm *vm, uint64_t page) {
     return is_put_off(removals, page, known, put_off_count(removals)) ? FL_REMOVED_PERHAPS : FL_REMOVED_NOT;
 }
 
+bool fl_removed_meanwhile(struct fl_vm *vm, uint64_t page, fl_entry mine, enum fl_removed known) {
+    return fl_removed(vm, page) > known || fl_freed(vm, page, mine);
+}
+
 /* ---- forgetting -------------------------------------------------------------------------------------------- */
 
 /* What becomes of an entry whose page is freed; itself: nothing. Resident pages are in the file's hands. */

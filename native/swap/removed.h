@@ -36,6 +36,8 @@ enum fl_removed {
 };
 /* What is known of a page that was away a moment ago. Waits for a read that is under way: microseconds, as a rule. */
 enum fl_removed fl_removed(struct fl_vm *vm, uint64_t page);
+/* Whether more is known by now of the removal of a page that we own as `mine`, LOADING, than was when it was taken. */
+bool fl_removed_meanwhile(struct fl_vm *vm, uint64_t page, fl_entry mine, enum fl_removed known);
 /* Forget one stored copy, if `entry` (EVICTED) is what the table still says. */
 void fl_removed_forget_page(struct fl_vm *vm, uint64_t page, fl_entry entry);
 

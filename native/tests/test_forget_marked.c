@@ -42,10 +42,12 @@ static bool is_marked(const struct victim *victim) {
 /* What the first pager's scan has found goes yet. */
 static struct fl_status settled(const struct victim *victim) {
     struct fl_status before, after = status_of(victim);
+    unsigned tries = 0;
     do {
         before = after;
         sleep_ms(200);
         after = status_of(victim);
+        CHECK(++tries < 150, "pages go in and out for %u s", tries / 5);
     } while (before.evicted_pages != after.evicted_pages);
     return after;
 }

@@ -73,8 +73,8 @@ extern const struct fl_tracker_ops fl_tracker_idle;
 extern const struct fl_tracker_ops fl_tracker_damon;
 
 /*
- * A pager that was killed, or a tracker that was given up, while `zap` dropped pages has left that marked. As long as it is, what
- * the VMM frees there is taken for our own doing: whoever tracks by another tracker ends that. 0 where nothing was left.
+ * A call of `zap` that was late, or a pager that was killed in one, has left its mark (swap/removed.h), whatever the tracker is by
+ * now. What has not begun is cancelled, and what is over ends the mark. 0: there is none any more. -EBUSY: it is under way yet.
  */
 int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults);
 

@@ -122,35 +122,36 @@ int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
 }
 
 /* With a last look at the pages. Marked only here: what the VMM frees between two tries is known at once. */
-static int try_zap(struct fl_tracker *tracker, uint32_t region, uint64_t start, uint64_t end) {
+static int try_zap(struct fl_tracker *tracker, uint64_t start, uint64_t end) {
     bool made;
-    int error = fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, region, start, end);
+    int error =
+        fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, tracker->region, start, end);
     if (error)
         return error;
     fl_zap_mark(tracker->vm, start, end);
     error = run_gate(tracker, start, end - start, &made);
-    if (error !=
-        -ETIMEDOUT) /* else it is still under way: the mark stays until fl_zap_settle() finds that it has ended */
+    /* Else it is still under way: the mark stays until fl_zap_settle() finds that it has ended. */
+    if (error != -ETIMEDOUT)
         fl_fault_end_zap(tracker->faults, made);
     return error;
 }
 
-static int zap(struct fl_tracker *tracker, uint32_t region, uint64_t base, uint64_t start, uint64_t end) {
+static int zap(struct fl_tracker *tracker, uint64_t start, uint64_t end) {
     int error = -EBUSY;
-    tracker->region = region;
-    tracker->base = base;
     for (uint32_t try = 0; try < GATE_TRIES && error == -EBUSY; try++) {
         if (try) /* the VMM's main thread was not to be had */
             fl_sleep_ns(FL_NS_PER_MS << (try < 5 ? try - 1 : 4));
-        error = try_zap(tracker, region, start, end);
+        error = try_zap(tracker, start, end);
     }
     return error;
 }
 
 static int arm_region(struct fl_tracker *tracker, uint32_t region) {
     struct fl_vm *vm = tracker->vm;
-    uint64_t base = base_of(vm, region), at = base, end = base + fl_region(vm, region)->length;
+    uint64_t at = base_of(vm, region), end = at + fl_region(vm, region)->length;
     uint64_t start = 0, stop = 0, pages = 0;
+    tracker->region = region;
+    tracker->base = at;
     while (at < end) {
         long runs = fl_pagemap_runs(&tracker->pagemap, vm, FL_PAGES_MAPPED, &at, end);
         if (runs < 0)
@@ -166,14 +167,14 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
                 pages += take;
                 if (pages < tracker->chunk_pages)
                     continue;
-                int error = zap(tracker, region, base, start, stop);
+                int error = zap(tracker, start, stop);
                 if (error)
                     return error;
                 pages = 0;
             }
         }
     }
-    return pages ? zap(tracker, region, base, start, stop) : 0;
+    return pages ? zap(tracker, start, stop) : 0;
 }
 
 static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
