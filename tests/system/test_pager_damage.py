@@ -146,8 +146,10 @@ def test_flipped_bits_in_the_pool_poison_pages_and_never_change_one(guest: Guest
     os.close(vault)
     with contextlib.suppress(GuestError):  # what its kernel touched by itself may have ended it already
         guest.command("rate 1000")
-    after = rig.until("a page found damaged", lambda s: s.checksum_errors >= 1, 30)
-    assert after.evictions == before.evictions and rig.entries("page_corrupt"), rig.words()
+    after = rig.until(
+        "a page found damaged, and said", lambda s: s.checksum_errors >= 1 and bool(rig.entries("page_corrupt")), 30
+    )
+    assert after.evictions == before.evictions, rig.words()
     # A VMM that cannot pass a hardware error on to its guest ends by it (QEMU's TCG), which is no wrong byte.
     time.sleep(1.0)
     if guest.alive():
