@@ -15,12 +15,14 @@ from frostline.controller.policy.document import DEFAULT_DOCUMENT, Policy, load
 from frostline.controller.policy.loader import DocumentError
 from frostline.controller.session.hub import Hub
 from frostline.controller.state import scripts
-from frostline.controller.state.store import Store, StoreError
+from frostline.controller.state.store import Failure, Store, StoreError
 from frostline.controller.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
+# How often a new policy is tried on a Redis that loses its data meanwhile.
+PUT_TRIES = 3
 # How many stored versions are tried when the newest cannot be read any more.
 MAX_FALLBACKS = 50
 
@@ -73,34 +75,49 @@ class Keeper:
     async def tick(self) -> None:
         """Compare with Redis and put right whichever side is behind."""
         async with self._lock:
-            hub, known_marker = self.hub, self._marker
-            marker, fresh, epoch, stored_version, freezes = await self._store.reconcile(
-                hub.controller_id, hub.epoch, self._above
-            )
-            lost = known_marker != "" and (fresh or marker != known_marker)
-            self._marker = marker
-            await self._keep_freezes(freezes, lost)
-            await self._keep_policy(stored_version, lost)
-            if epoch != hub.epoch:
-                # Last: with an epoch budgets are sent, and those of the built-in policy would call everything back.
-                _log.info("epoch", epoch=epoch, before=hub.epoch)
-                hub.epoch = epoch
-                self._fleet.wake_all()
-            if lost:
-                self._metrics.count("store.losses")
-                _log.error(
-                    "Redis had lost its data; policy, freezes and epoch were put back from memory",
-                    policy_version=self._fleet.policy.version,
-                    epoch=epoch,
-                    lost="earlier policy versions, decisions and audit log",
-                )
+            await self._reconcile()
             await self._register()
 
+    async def _reconcile(self) -> None:
+        hub, known_marker = self.hub, self._marker
+        marker, fresh, epoch, stored_version, freezes = await self._store.reconcile(
+            hub.controller_id, hub.epoch, self._above
+        )
+        lost = known_marker != "" and (fresh or marker != known_marker)
+        self._marker = marker
+        await self._keep_freezes(freezes, lost)
+        await self._keep_policy(stored_version, lost)
+        if epoch != hub.epoch:
+            # Last: with an epoch budgets are sent, and those of the built-in policy would call everything back.
+            _log.info("epoch", epoch=epoch, before=hub.epoch)
+            hub.epoch = epoch
+            self._fleet.wake_all()
+        if lost:
+            self._metrics.count("store.losses")
+            _log.error(
+                "Redis had lost its data; policy, freezes and epoch were put back from memory",
+                policy_version=self._fleet.policy.version,
+                epoch=epoch,
+                lost="earlier policy versions, decisions and audit log",
+            )
+
     async def put_policy(self, policy: Policy, expected: int, author: str, comment: str) -> tuple[bool, int]:
-        """Compare-and-set in Redis; in force here at once when it went through."""
+        """
+        Compare-and-set in Redis; in force here at once when it went through.
+
+        A Redis that has lost its data gets them back first: on an empty one the new policy would have number 1.
+        """
         async with self._lock:
-            at_ns = time.time_ns()
-            done, version = await self._store.put_policy(expected, policy.text, author, comment, at_ns)
+            at_ns, in_force = time.time_ns(), self._fleet.policy.version
+            for _ in range(PUT_TRIES):
+                put = await self._store.put_policy(in_force, expected, policy.text, author, comment, at_ns)
+                if put is not None:
+                    break
+                await self._reconcile()
+            else:
+                text = "Redis loses its data again and again; the policy was not put: look at its log and its disk"
+                raise StoreError(Failure.OTHER, text)
+            done, version = put
             if done:
                 self._fields = {"author": author, "comment": comment, "created_at_unix_ns": str(at_ns)}
                 self._adopt(Policy(policy.document, policy.text, version))

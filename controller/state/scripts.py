@@ -43,10 +43,14 @@ return {marker, fresh, string.format('%.0f', mine), current, redis.call('HGETALL
 """
 
 # KEYS policy:current, audit. ARGV expected (0: any), document key prefix, document, author, comment, time, how many
-# versions to keep, how many audit entries to keep. Returns {1, new version} or {0, version in force}.
+# versions to keep, how many audit entries to keep, the version in force at the caller. Returns {1, new version},
+# {0, version in force}, or {-1, version stored}: it is behind the caller's, and the next number was given before.
 PUT_POLICY = """
 local current = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
 local expected = tonumber(ARGV[1])
+if current < tonumber(ARGV[9]) then
+  return {-1, string.format('%.0f', current)}
+end
 if expected ~= 0 and expected ~= current then
   return {0, string.format('%.0f', current)}
 end

@@ -93,14 +93,19 @@ class Store:
         marker, fresh, mine, current, flat = await self._do(lambda: self._reconcile(keys, arguments))
         return str(marker), bool(int(fresh)), int(mine), _to_int(current), dict(zip(flat[::2], flat[1::2], strict=True))
 
-    async def put_policy(self, expected: int, document: str, author: str, comment: str, at_ns: int) -> tuple[bool, int]:
-        """(True, new version), or (False, version in force) when that is not the expected one."""
+    async def put_policy(
+        self, in_force: int, expected: int, document: str, author: str, comment: str, at_ns: int
+    ) -> tuple[bool, int] | None:
+        """
+        (True, new version), or (False, version in force) when that is not the expected one.
+
+        None when Redis holds less than the version in force: it has lost its data, and nothing was written.
+        """
         arguments: list[Any] = [expected, scripts.POLICY_DOCUMENT, document, author, comment, at_ns]
-        arguments += [scripts.MAX_POLICIES, scripts.MAX_AUDIT]
-        done, version = await self._do(
-            lambda: self._put_policy([scripts.POLICY_CURRENT, scripts.AUDIT], arguments), write=True
-        )
-        return bool(int(done)), int(version)
+        arguments += [scripts.MAX_POLICIES, scripts.MAX_AUDIT, in_force]
+        keys = [scripts.POLICY_CURRENT, scripts.AUDIT]
+        done, version = await self._do(lambda: self._put_policy(keys, arguments), write=True)
+        return None if int(done) < 0 else (bool(int(done)), int(version))
 
     async def put_back_policy(self, version: int, fields: Mapping[str, str]) -> int:
         """Restore a document under its number; the version in force afterwards, a newer one if there is one."""

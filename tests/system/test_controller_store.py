@@ -244,6 +244,26 @@ async def test_loses_its_data(redis: RedisServer, start: StartController, dial: 
         assert (await operator.GetPolicy(op.GetPolicyRequest(), timeout=5)).policy.version == 3
 
 
+async def test_a_policy_put_right_after_a_loss_gets_the_next_number(
+    redis: RedisServer, start: StartController, dial: Any
+) -> None:
+    redis.start()
+    controller = start(redis_url=redis.url)
+    operator = dial(controller)
+    version = await put(operator)
+    client = redis.client()
+    for _ in range(5):
+        # The controller looks once a second: some of these puts are the first to meet an empty Redis.
+        client.flushall()
+        version += 1
+        document = ENFORCE + f"# {version}\n"
+        assert await put(operator, document, expected=version - 1) == version
+        assert client.get("{frostline}:policy:current") == str(version)
+        assert client.hget(f"{{frostline}}:policy:{version}", "document") == document
+        assert client.hget(f"{{frostline}}:policy:{version - 1}", "document"), "the one before was not put back"
+    assert controller.logged("Redis had lost its data; policy, freezes and epoch were put back from memory")
+
+
 async def test_data_lost_before_the_start_is_seen_by_the_agents_epoch(
     redis: RedisServer, start: StartController, dial: Any
 ) -> None:
