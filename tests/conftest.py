@@ -8,8 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.system.guest import Guest, GuestConfig
+
+# Whether an example is slow is up to the machine; pytest's own limit ends what hangs.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 GuestFactory = Callable[[GuestConfig], Guest]
 

@@ -104,8 +104,8 @@ def stays_away(world: World, seconds: float = 3.0) -> None:
 
 def held_and_served(world: World, guest: Guest) -> None:
     """The lease has run out: nothing new goes, what is away stays so, and is read when it is touched."""
-    held = see(world, "HOLD", lambda s: s.state is State.HOLD)
-    assert held.why is Why.LEASE and held.evicted_bytes > AWAY // 2
+    held = see(world, "HOLD", lambda s: s.state is State.HOLD and s.why is Why.LEASE)
+    assert held.evicted_bytes > AWAY // 2
     guest.command("rate 1000")
     later = see(world, "faults served in HOLD", lambda s: s.faults > held.faults + 200)
     guest.command(f"rate {CONFIG.workload.rate}")
@@ -125,14 +125,18 @@ def test_a_controller_that_is_killed_and_comes_back(world: World, guest: Guest) 
 
 def test_a_controller_that_comes_back_soon_is_not_noticed(world: World, guest: Guest) -> None:
     states = set()
+    killed = time.monotonic()
     world.controller.kill()
     world.controller.start()
+    soon = time.monotonic() - killed <= 1.0
     deadline = time.monotonic() + 2 * ShortTiming.lease
     while time.monotonic() < deadline:
-        states.add(status(world).state)
+        now = status(world)
+        states.add(now.state)
+        assert now.evicted_bytes >= AWAY // 2, now
         time.sleep(0.05)
-    # Agents dial again after at most a second, the first report is full, and leases last for six.
-    assert states == {State.ACTIVE}, states
+    # Agents dial again after at most a second, then two and three later; three of a lease's six seconds may have gone.
+    assert states == {State.ACTIVE} or (not soon and states == {State.ACTIVE, State.HOLD}), states
 
 
 def test_redis_that_is_killed_and_comes_back_empty(world: World, guest: Guest) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from tests.system.guest import GuestConfig, Workload
 from tests.system.otlp_receiver import OtlpReceiver
 
 MIB = 1 << 20
+CLOCK_SLACK_NS = 50_000_000
 pytestmark = pytest.mark.timeout(300)
 CHAIN = ("agent.scan", "agent.report", "controller.decide", "budget.push", "budget.apply", "swap.evict")
 
@@ -76,7 +78,8 @@ def test_one_trace_from_scan_to_eviction_and_the_ladder_without_a_controller(
                 "frostline-agent"
             ] * 2
             starts = [span.start_ns for span in path]
-            assert starts == sorted(starts), trace.tree()
+            # An eviction may have begun in the round of the mover in which its budget came.
+            assert all(before <= after + CLOCK_SLACK_NS for before, after in itertools.pairwise(starts)), trace.tree()
             # Faults come when the guest goes back to a page, and their spans with the next export.
             wait_for(
                 "a fault that is linked to its eviction",
@@ -102,8 +105,10 @@ def test_one_trace_from_scan_to_eviction_and_the_ladder_without_a_controller(
 
             # The controller goes: the lease runs out by itself, then, as RAM allows, everything comes back.
             assert controller.stop() == 0
-            held = rig.wait_vm(name, lambda vm: vm["pager"]["state"] == "hold", "on hold")
-            assert held["pager"]["why"] == "lease" and held["pager"]["evicted_pages"] > 0
+            held = rig.wait_vm(
+                name, lambda vm: (vm["pager"]["state"], vm["pager"]["why"]) == ("hold", "lease"), "on hold"
+            )
+            assert held["pager"]["evicted_pages"] > 0
             rig.wait_vm(name, lambda vm: vm["pager"]["evicted_pages"] == 0, "drained for want of a controller", 40)
             assert rig.logged("the controller is gone for long; draining")
 

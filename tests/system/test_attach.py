@@ -18,6 +18,7 @@ from tests.system.pager_rig import PagerRig, brief, descriptors, shared_mappings
 KILLS = 15
 FILL_MIB = 96
 OPTIONS = ("--scan-interval-ms", "300", "--stall-target-permille", "1000")
+pytestmark = pytest.mark.timeout(300)
 
 
 def facts(guest: Guest) -> tuple[dict[str, str], int]:

@@ -30,7 +30,8 @@ with zram_swap({SIZE}) as device:
 
 def _machine() -> tuple[str, list[str], str]:
     devices = sorted(path.name for path in Path("/sys/block").glob("zram*"))
-    return Path("/proc/swaps").read_text(), devices, Path("/proc/sys/vm/page-cluster").read_text()
+    swaps = "\n".join(line.split()[0] for line in Path("/proc/swaps").read_text().splitlines())  # not how much is used
+    return swaps, devices, Path("/proc/sys/vm/page-cluster").read_text()
 
 
 def _wait_for(wanted: tuple[str, list[str], str]) -> None:

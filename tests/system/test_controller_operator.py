@@ -222,7 +222,7 @@ async def test_drain_answers_before_the_deadline_and_tells_of_failure(
         await agent.hello([identity("s")])
         await agent.report([state("s", evicted_bytes=64 * MIB)], full=True, vms=[identity("s")])
         await agent.budget_where(lambda budget: budget.bytes == GIB // 2, "s")
-        slow = await operator.Drain(op.DrainRequest(vm="s", wait=True), timeout=1.5)
+        slow = await operator.Drain(op.DrainRequest(vm="s", wait=True), timeout=4)
         assert (slow.done, slow.evicted_bytes) == (False, 64 * MIB)
         failing = asyncio.ensure_future(operator.Drain(op.DrainRequest(vm="s", wait=True), timeout=15))
         await agent.receive("command")

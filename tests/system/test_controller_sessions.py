@@ -89,7 +89,7 @@ async def test_lease_is_renewed_at_a_third(controller: ControllerProcess, operat
         await good.budget_where(lambda budget: budget.bytes == GIB // 2, "renew-a")
         started = time.monotonic()
         renewed = await good.budgets()
-        assert 1.5 < time.monotonic() - started < 4.0
+        assert 1.0 < time.monotonic() - started < 4.0
         assert renewed.budgets[0].bytes == GIB // 2
 
 
@@ -102,7 +102,7 @@ async def test_noise_is_not_pushed(controller: ControllerProcess, operator: Any)
         await good.report([state("noise-a", cold_bytes=510 * MIB)])
         # The next set is the renewal at a third of the lease, and carries the exact value.
         assert (await good.budgets()).budgets[0].bytes == 510 * MIB
-        assert time.monotonic() - pushed > 1.5
+        assert time.monotonic() - pushed > 1.0
 
 
 async def test_one_push_in_flight_and_a_silent_agent_is_closed(controller: ControllerProcess, operator: Any) -> None:
@@ -374,9 +374,12 @@ async def test_unchanged_vms_do_not_go_stale(tmp_path: Path) -> None:
 async def test_too_many_new_streams_are_told_when_to_come_back(tmp_path: Path) -> None:
     controller = ControllerProcess(tmp_path / "c", "--streams-per-second", "1").start()
     agents: list[RawAgent] = []
+    refused: list[RawAgent] = []
     try:
         codes = []
-        for index in range(14):
+        for index in range(40):
+            if len(refused) >= 3:
+                break
             agents.append(agent(controller, f"crowd-{index}"))
             try:
                 await agents[-1].call.wait_for_connection()
@@ -384,9 +387,10 @@ async def test_too_many_new_streams_are_told_when_to_come_back(tmp_path: Path) -
                 await agents[-1].hello([])
             except (AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 codes.append(await agents[-1].call.code())
-        assert codes
+                refused.append(agents[-1])
+        assert refused, "forty came within some seconds, where one a second may"
         assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-        assert b"google.rpc.RetryInfo" in await agents[-1].status_details()
+        assert b"google.rpc.RetryInfo" in await refused[-1].status_details()
         # Those that are in stay in.
         await agents[0].budgets()
     finally:

@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = GuestConfig(name="small", memory_mib=192, workload=Workload(mib=64, hot_mib=4))
 # Nothing is rewritten, so every page stays in the generation it was filled with.
 STILL = Workload(mib=64, hot_mib=4, rate=0, hot_write_percent=0)
+pytestmark = pytest.mark.timeout(300)
 
 
 def dumped(pages: int, *settings: str, generation: int = 1) -> bytes:

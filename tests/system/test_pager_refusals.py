@@ -21,6 +21,7 @@ from tests.system.pager_rig import PagerRig, descriptors, shared_mappings
 TINY = Workload(mib=32, hot_mib=4, rate=50)
 MAGIC = "464c5f7661756c74"  # what a vault begins with, and a version
 CONFIG = GuestConfig(name="tiny", memory_mib=160, workload=TINY)
+pytestmark = pytest.mark.timeout(300)
 
 # Seizes a process like a debugger, without stopping it, and holds on until its stdin is closed.
 _TRACER = """

@@ -162,6 +162,7 @@ async def test_a_burst_of_changes_is_one_report(tmp_path: Path) -> None:
         await until(lambda: len(owner.fulls) == 1)
         for _ in range(50):
             client.report_soon()
+        await until(lambda: len(owner.fulls) >= 2)
         await asyncio.sleep(0.5)
     assert len(owner.fulls) == 2
 
@@ -250,7 +251,7 @@ async def test_mad_intervals_do_not_make_the_agent_mad(tmp_path: Path) -> None:
 
     owner, controller = Owner(), Controller(mad)
     async with session(tmp_path, controller, owner):
-        await until(lambda: owner.fulls)
+        await until(lambda: owner.fulls and len(controller.seen) >= 2)
         await asyncio.sleep(0.3)
     assert owner.report_seconds == 10.0 and len(controller.seen) == 2
 
