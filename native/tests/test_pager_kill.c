@@ -57,9 +57,9 @@ int main(int argc, char **argv) {
     CHECK(victim_verify(&victim, 60) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);
 
     struct fl_pager *connection = pager_connect(socket_path, 20);
+    struct fl_status last = status_of(&victim); /* there is no vault to look into once it has detached */
     CHECK(pager_tell(connection, (struct fl_command){.kind = FL_COMMAND_DETACH}).error == 0, "detach");
     fl_pager_close(connection);
-    struct fl_status last = status_of(&victim);
     CHECK(pager_wait(pager, 60) == FL_EXIT_OK, "exit code of a detached pager");
     CHECK(count_descriptors(victim.pid) == before, "descriptors were left in the process");
     CHECK(victim_verify(&victim, 60) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);

@@ -29,6 +29,11 @@ static unsigned count_prefetches(struct fl_view *view, uint64_t *pages) {
     return found;
 }
 
+/* Said in the first round in which nothing goes any more. */
+static bool holds(const struct fl_status *status) {
+    return status->why == FL_WHY_LEASE;
+}
+
 int main(int argc, char **argv) {
     need_paging();
     uint64_t seed = seed_of(argc, argv), brought = 0;
@@ -42,14 +47,17 @@ int main(int argc, char **argv) {
     CHECK(pager_budget(connection, PAGES * 4096ull, 600).error == 0, "budget");
     wait_until(&victim, most_away, SECONDS, "three quarters away");
     CHECK(pager_budget(connection, PAGES * 4096ull, 0).error == 0, "no lease: what is away stays, nothing more goes");
-    sleep_ms(200);
+    wait_until(&victim, holds, SECONDS, "that evicting has ended");
     uint64_t away = status_of(&victim).evicted_pages;
     struct fl_command all = {.kind = FL_COMMAND_PREFETCH, .first_page = 0, .page_count = PAGES};
     CHECK(pager_tell(connection, all).error == 0, "prefetch");
     wait_until(&victim, nothing_away, SECONDS, "all of it back");
     CHECK(fl_view_open((int)victim.pid, &view) == 0, "view");
-    sleep_ms(200); /* the last step's record comes after its pages */
-    unsigned steps = count_prefetches(view, &brought);
+    unsigned steps = 0;
+    for (unsigned i = 0; i < SECONDS * 100 && brought < away; i++) { /* the last step's record comes after its pages */
+        sleep_ms(10);
+        steps += count_prefetches(view, &brought);
+    }
     fl_view_close(view);
     CHECK(steps > 1 && brought == away, "%llu pages away were brought back in %u steps, %llu by prefetching",
           (unsigned long long)away, steps, (unsigned long long)brought);

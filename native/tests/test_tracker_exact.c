@@ -19,7 +19,7 @@
 
 #define MIB (UINT64_C(1) << 20)
 #define ROUNDS (SANITIZED ? 20u : 100u) /* all of them also on an emulated machine: exact is a matter of many */
-#define TRIES 4u
+#define TRIES 10u
 #define POLLED_PAGES 40u
 #define POLL_SCANS 11u
 #define SECONDS 60u
@@ -143,7 +143,9 @@ static void check_polled(struct tracked_guest *guest, uint64_t least_ppm) {
     keep_apart(guest, true);
     kvm_vmm_begin(&guest->vmm, host, script, POLLED_PAGES, 0);
     for (unsigned scan = 0; scan < POLL_SCANS; scan++) {
-        sleep_ms(50); /* it goes round, also before it is first asked about */
+        uint64_t passes = kvm_guest_passes(guest->vmm.guest, host) + 2; /* also before it is first asked about */
+        for (unsigned i = 0; i < SECONDS * 1000 && kvm_guest_passes(guest->vmm.guest, host) < passes; i++)
+            sleep_ms(1);
         for (uint32_t i = 0; i < POLLED_PAGES; i++)
             guest->touched[script[i].page] = scan ? TRACKED_TOUCHED : TRACKED_UNSURE;
         (void)tracked_scan(guest);

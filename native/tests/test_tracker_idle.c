@@ -273,6 +273,7 @@ static void test_huge(void) {
 struct looper {
     uint8_t *memory;
     _Atomic(int) uffd; /* + 1 */
+    _Atomic(uint64_t) passes;
 };
 
 static _Noreturn void loop(struct looper *looper) {
@@ -290,6 +291,7 @@ static _Noreturn void loop(struct looper *looper) {
     while (true) {
         for (uint32_t page = 0; page < HOT_PAGES; page++)
             (void)memory[(size_t)page * FL_PAGE_SIZE];
+        atomic_fetch_add(&looper->passes, 1);
     }
 }
 
@@ -316,7 +318,9 @@ static void test_hot_loop(void) {
     CHECK(looped.vm.uffd >= 0, "the process' userfaultfd: %s", strerror(errno));
     for (unsigned round = 0; round < 20; round++) {
         idle_field_arm(&looped);
-        sleep_ms(50);
+        uint64_t passes = atomic_load(&looper->passes) + 2;
+        for (unsigned i = 0; i < 20000 && atomic_load(&looper->passes) < passes; i++)
+            sleep_ms(1);
         memset(looped.expected, 1, HOT_PAGES);
         idle_field_check(&looped, 0, "pages that a loop keeps in its TLB");
     }

@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "served_vm.h"
 #include "swap/evict.h"
+#include "swap/removed.h"
 #include "track/track.h"
 #include "victim.h"
 
@@ -217,7 +218,9 @@ static void replaced(const char *words, struct place (*how)(void)) {
     CHECK(pthread_create(&debugger, NULL, debug, NULL) == 0, "thread");
     wait_for(&traced, "traced by a debugger");
     CHECK(pthread_create(&armer, NULL, arm, &arming) == 0, "thread");
-    sleep_ms(10);
+    for (unsigned i = 0; i < SECONDS * 1000 && !fl_zap_marked(&vm) && !atomic_load(&arming.ended); i++)
+        sleep_ms(1); /* it has found its region where it was */
+    sleep_ms(10);    /* and waits for the main thread */
     atomic_store(&shared->go, 1);
     wait_for(&shared->replaced, "its own memory is there now");
     atomic_store(&let_go, 1);
