@@ -275,6 +275,26 @@ void target_lives(struct target *target, unsigned rounds) {
     target_is_well(target);
 }
 
+void target_is_signalled(struct target *target) {
+    for (int i = 0; i < 20000 && target_sends_signals() && !atomic_load(&target->shared->signals); i++) {
+        target_pause_us(1000);
+    }
+    MUST(!target_sends_signals() || atomic_load(&target->shared->signals), "no signal came");
+}
+
+void target_stop(struct target *target) {
+    int status = 0;
+    pid_t stopped = 0;
+    MUST(kill(target->pid, SIGSTOP) == 0, "SIGSTOP: %s", strerror(errno));
+    for (int i = 0; i < 20000 && stopped == 0; i++) {
+        stopped = waitpid(target->pid, &status, WUNTRACED | WNOHANG);
+        if (stopped == 0) {
+            target_pause_us(1000);
+        }
+    }
+    MUST(stopped == target->pid && WIFSTOPPED(status), "the target does not stop");
+}
+
 void target_is_well(struct target *target) {
     uint64_t errors = atomic_load(&target->shared->errors);
     MUST(errors == 0, "the target saw %llu errors, first: %s (mode %s)", (unsigned long long)errors,

@@ -65,6 +65,10 @@ struct target target_start(enum target_mode mode, const char *name, target_setup
 void target_set_mode(struct target *target, enum target_mode mode);
 /* Wait until the main thread has gone round `rounds` more times: it lives. Exits the test when it does not. */
 void target_lives(struct target *target, unsigned rounds);
+/* Wait until it has had a signal, where any are sent; in TARGET_SIGNALS. */
+void target_is_signalled(struct target *target);
+/* Send SIGSTOP, and wait until it has stopped. SIGCONT resumes it. */
+void target_stop(struct target *target);
 /* Exits the test when the target has seen anything wrong. */
 void target_is_well(struct target *target);
 void target_end(struct target *target);

@@ -165,18 +165,26 @@ static void not_shared_memfd(void) {
     struct target target = target_start(TARGET_SPIN, "something-else", NULL, NULL);
     refused_unchanged(&target, FL_REFUSAL_NOT_SHARED_MEMFD, "memory-backend-memfd,share=on");
     target_end(&target);
+    int ready[2];
+    MUST(pipe(ready) == 0, "pipe");
     pid_t pid = fork();
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        guest_memory(0, MAP_PRIVATE, 1 << 20);
+        char byte = guest_memory(0, MAP_PRIVATE, 1 << 20) != MAP_FAILED;
+        if (write(ready[1], &byte, 1) != 1) {
+            _exit(1);
+        }
         for (;;) {
             pause();
         }
     }
-    target_pause_us(100000);
+    char byte = 0;
+    MUST(read(ready[0], &byte, 1) == 1 && byte, "private memory");
     refused(pid, FL_REFUSAL_NOT_SHARED_MEMFD, "privately");
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
+    close(ready[0]);
+    close(ready[1]);
 }
 
 static void other_mapper(void) {
@@ -308,8 +316,7 @@ static void permission(void) {
 
 static void stopped_by_signal(void) {
     struct target target = target_start(TARGET_READ, NULL, NULL, NULL);
-    kill(target.pid, SIGSTOP);
-    target_pause_us(50000);
+    target_stop(&target);
     refused(target.pid, FL_REFUSAL_STUCK, "paused by a signal");
     target_pause_us(50000);
     uint64_t rounds = atomic_load(&target.shared->rounds);
@@ -321,13 +328,17 @@ static void stopped_by_signal(void) {
 }
 
 static void does_not_stop(void) {
+    int ready[2];
+    MUST(pipe(ready) == 0, "pipe");
     pid_t pid = fork();
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         guest_memory(0, MAP_SHARED, 1 << 20);
-        /* A thread that waits as in vfork() for its child cannot be stopped. */
+        /* A thread that waits as in vfork() for its child cannot be stopped. The child says when there is one. */
         if (syscall(SYS_clone, CLONE_VFORK | SIGCHLD, NULL, NULL, NULL, NULL) == 0) {
-            struct timespec nap = {.tv_sec = 3};
+            struct timespec nap = {.tv_sec = 30};
+            syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+            syscall(SYS_write, ready[1], "", 1);
             syscall(SYS_nanosleep, &nap, NULL);
             _exit(0);
         }
@@ -335,7 +346,8 @@ static void does_not_stop(void) {
             pause();
         }
     }
-    target_pause_us(300000);
+    char byte;
+    MUST(read(ready[0], &byte, 1) == 1, "the child of the one that waits");
     /* Its child shares its memory, which is what it would be refused for; so go by the part that stops it. */
     struct fl_attachment attachment = {.vmm_uffd = -1, .vmm_vault = -1};
     struct fl_refused why;
@@ -345,8 +357,10 @@ static void does_not_stop(void) {
          why.refusal, why.detail);
     printf("%-18s %s\n", fl_refusal_name(why.refusal), why.detail);
     tried++;
-    kill(pid, SIGKILL);
+    kill(pid, SIGKILL); /* and its child with it */
     waitpid(pid, NULL, 0);
+    close(ready[0]);
+    close(ready[1]);
 }
 
 /* The smallest 32-bit program: pause() for ever. */
@@ -361,18 +375,23 @@ static void other_architecture(void) {
         0xb8, 29,  0,   0,   0,    0xcd, 0x80, 0xeb, 0xf7, 0,    0,    0, /* pause in a loop */
     };
     int fd = memfd_create("program", MFD_CLOEXEC);
-    MUST(write(fd, program, sizeof(program)) == sizeof(program), "program");
+    int running[2]; /* its end is closed when the program runs; before that it says that it does not */
+    MUST(write(fd, program, sizeof(program)) == sizeof(program) && pipe2(running, O_CLOEXEC) == 0, "program");
     pid_t pid = fork();
     if (pid == 0) {
         char *const arguments[] = {"program", NULL};
         char *const environment[] = {NULL};
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         syscall(SYS_execveat, fd, "", arguments, environment, AT_EMPTY_PATH);
-        _exit(7);
+        _exit(write(running[1], "", 1) == 1 ? 7 : 8);
     }
-    target_pause_us(200000);
+    char byte;
     close(fd);
-    if (waitpid(pid, NULL, WNOHANG) == pid) {
+    close(running[1]);
+    ssize_t failed = read(running[0], &byte, 1);
+    close(running[0]);
+    if (failed) {
+        waitpid(pid, NULL, 0);
         printf("%-18s skipped: this kernel runs no 32-bit programs\n", "kernel");
         skipped++;
         return;

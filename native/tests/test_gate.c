@@ -4,6 +4,7 @@
  * the thread notices nothing. Runs that are not possible just now are refused without harm, and possible later.
  */
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -129,21 +130,41 @@ static void bad_input(struct attached *at) {
     MUST(fl_gate_open(at->target.pid, other, &at->made, &gate) == -EPROTO, "another gate's code");
 }
 
-/* A call that outlasts its time: handed over, so it is made; until then the gate is busy. */
+static bool is_under_way(const struct attached *at) {
+    const char *data = (const char *)at->local + FL_GATE_CODE_BYTES;
+    bool running = false;
+    for (size_t i = 0; i < FL_GATE_SLOTS; i++) {
+        const struct fl_gate_slot *slot = (const void *)(data + i * FL_GATE_SLOT_BYTES);
+        running |= __atomic_load_n(&slot->state, __ATOMIC_ACQUIRE) == FL_GATE_RUNNING;
+    }
+    return running;
+}
+
+static void wait_under_way(const struct attached *at, bool wanted) {
+    for (int i = 0; i < 20000 && is_under_way(at) != wanted; i++) {
+        target_pause_us(1000);
+    }
+    MUST(is_under_way(at) == wanted, "the call %s", wanted ? "is not made" : "does not end");
+}
+
+/* A call that outlasts its time, and ends when we say so: handed over, so it is made; until then the gate is busy. */
 static void slow_call(struct attached *at) {
-    struct timespec *nap = (struct timespec *)(void *)((char *)at->local + FL_GATE_BYTES - sizeof(struct timespec));
-    *nap = (struct timespec){.tv_nsec = 400000000};
-    uint64_t nap_address = at->made.gate_data + FL_GATE_DATA_BYTES - sizeof(struct timespec);
-    struct fl_gate_call call = {.nr = SYS_ppoll, .args = {0, 0, nap_address, 0, 8}};
+    uint32_t *held = (uint32_t *)(void *)((char *)at->local + FL_GATE_BYTES - sizeof(*held));
+    __atomic_store_n(held, 1, __ATOMIC_SEQ_CST);
+    uint64_t held_address = at->made.gate_data + FL_GATE_DATA_BYTES - sizeof(*held);
+    struct fl_gate_call call = {.nr = SYS_futex, .args = {held_address, FUTEX_WAIT, 1}};
     int error = -EBUSY;
     for (int i = 0; i < 500 && error == -EBUSY; i++) {
         error = fl_gate_run(at->gate, &call, 1, 50000000, NULL, NULL);
     }
     MUST(error == -ETIMEDOUT, "slow call: %d", error);
+    wait_under_way(at, true); /* the thread may have got no CPU so far, and then it could still be cancelled */
     call = (struct fl_gate_call){.nr = SYS_getpid};
     error = fl_gate_run(at->gate, &call, 1, TIMEOUT_NS, NULL, NULL);
     MUST(error == -EBUSY && !fl_gate_cancel(at->local), "while it is made: %d", error);
-    target_pause_us(500000);
+    __atomic_store_n(held, 0, __ATOMIC_SEQ_CST);
+    MUST(syscall(SYS_futex, held, FUTEX_WAKE, 1) >= 0, "futex: %s", strerror(errno));
+    wait_under_way(at, false);
     MUST(fl_gate_cancel(at->local), "under way after it");
     error = run_patiently(at->gate, &call, 1, NULL, NULL);
     MUST(error == 0 && call.result == at->target.pid, "after it: %d", error);
@@ -170,8 +191,7 @@ static void guarded(struct attached *at) {
 
 static void paused_by_signal(struct attached *at) {
     struct fl_gate_call call = {.nr = SYS_getpid};
-    kill(at->target.pid, SIGSTOP);
-    target_pause_us(50000);
+    target_stop(&at->target);
     uint64_t rounds = atomic_load(&at->target.shared->rounds);
     int error = fl_gate_run(at->gate, &call, 1, TIMEOUT_NS, NULL, NULL);
     MUST(error == -EBUSY, "paused: %d", error);
@@ -276,7 +296,7 @@ int main(void) {
     for (int mode = 0; mode < TARGET_MODES; mode++) {
         runs_in(&at, mode, rounds);
     }
-    MUST(!target_sends_signals() || atomic_load(&at.target.shared->signals) > 0, "no signal came");
+    target_is_signalled(&at.target);
     drops_memory(&at);
     bad_input(&at);
     target_set_mode(&at.target, TARGET_SLEEP);
