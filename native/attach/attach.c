@@ -140,6 +140,11 @@ static int explain(const struct fl_inject_job *job, const char *what, struct fl_
             return fl_refuse(why, FL_REFUSAL_TRACED, "cannot %s pid %d: it is being traced by pid %d; end that first",
                              what, job->pid, status.tracer_pid);
         }
+        if (job->error == -EBUSY || job->error == -ECANCELED) {
+            return fl_refuse(why, FL_REFUSAL_STUCK, "cannot %s pid %d: %s; try again", what, job->pid,
+                             job->error == -EBUSY ? "it was being traced until just now"
+                                                  : "this process got no CPU in time to begin");
+        }
         return fl_refuse(why, FL_REFUSAL_PERMISSION, "cannot %s pid %d: %s: %s; run as root (CAP_SYS_PTRACE)", what,
                          job->pid, fl_inject_step_text(job->step), strerror(-job->error));
     }

@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "attach/proc.h"
+
 #ifndef PTRACE_EVENT_STOP
 #define PTRACE_EVENT_STOP 128
 #endif
@@ -36,11 +38,21 @@ void fl_pause_ns(uint64_t ns) {
     nanosleep(&time, NULL);
 }
 
+static bool is_traced(int tid) {
+    struct fl_proc_status status;
+    return fl_proc_status(tid, &status) == 0 && status.tracer_pid != 0;
+}
+
 /* A tracer that is just ending (a killed pager's) holds on for a moment: no reason to give up, nor to blame permissions. */
 int fl_tracee_seize(int tid) {
+    bool traced = false;
     for (unsigned tries = 1; ptrace(PTRACE_SEIZE, tid, NULL, PTRACE_O_TRACESYSGOOD); tries++) {
-        if (errno != EPERM || tries == SEIZE_TRIES) {
+        if (errno != EPERM) {
             return -errno;
+        }
+        traced |= is_traced(tid);
+        if (tries == SEIZE_TRIES) {
+            return traced ? -EBUSY : -EPERM;
         }
         fl_pause_ns(SEIZE_PAUSE_NS);
     }

@@ -37,7 +37,7 @@ struct fl_tracee_schedule {
 bool fl_tracee_hurry_it(int tid, struct fl_tracee_schedule *own);
 void fl_tracee_unhurry_it(int tid, const struct fl_tracee_schedule *own);
 
-/* Become the tracer; the thread runs on. -EPERM: not allowed, or another tracer is there. -ESRCH: ended. */
+/* Become the tracer; the thread runs on. -EBUSY: another tracer was there. -EPERM: not allowed. -ESRCH: ended. */
 int fl_tracee_seize(int tid);
 
 /*

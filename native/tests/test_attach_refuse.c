@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "attach/tracee.h"
 #include "attach_target.h"
 
 #ifndef MFD_HUGETLB
@@ -245,6 +246,8 @@ static void traced(void) {
     waitpid(tracer, NULL, 0);
     MUST(read(ready[0], &tracer, sizeof(tracer)) == sizeof(tracer) && tracer > 0, "the other tracer");
     refused_unchanged(&target, FL_REFUSAL_TRACED, "being traced by");
+    /* Whoever lets go before he is looked for leaves no reason to blame permissions. */
+    MUST(fl_tracee_seize(target.pid) == -EBUSY, "seized, or not allowed");
     kill(tracer, SIGKILL);
     close(ready[0]);
     close(ready[1]);
