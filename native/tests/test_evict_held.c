@@ -245,9 +245,13 @@ static void serve(struct served *s, const struct fl_tracker_ops *ops) {
     attach(s, ops);
     CHECK(ops->create(&s->vm, s->faults, &s->tracker) == 0, "%s", fl_tracker_name(ops->kind));
     int error = -EBUSY;
-    for (unsigned i = 0; error == -EBUSY && i < 10;
-         i++) /* a zap needs the VMM's main thread, which may get no CPU for a while */
+    /* A zap needs the VMM's main thread, which may get no CPU for a while. */
+    for (unsigned i = 0; (error == -EBUSY || error == -ETIMEDOUT) && i < 20; i++) {
+        if (i)
+            sleep_ms(20);
+        (void)fl_zap_settle(&s->vm, s->faults);
         error = ops->arm(s->tracker, &stop_ns);
+    }
     CHECK(error == 0, "arm: %s", strerror(-error));
 }
 
