@@ -125,6 +125,19 @@ static int answer_of(_Atomic(int) *what, const char *name) {
     return atomic_load(what);
 }
 
+/* One thread waits for a page, and its message has been read: as the userfaultfd says. */
+static bool is_in_our_hands(const struct fl_vm *vm) {
+    char path[64], text[256] = "";
+    unsigned pending = 0, total = 0;
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", vm->uffd);
+    FILE *file = fopen(path, "re");
+    CHECK(file, "%s: %s", path, strerror(errno));
+    while (fgets(text, sizeof(text), file))
+        (void)(sscanf(text, "pending: %u", &pending) || sscanf(text, "total: %u", &total));
+    fclose(file);
+    return pending == 0 && total == 1;
+}
+
 static void unmapped_in_our_hands(void) {
     struct session *session = begin("zap");
     struct fl_vm *vm = &session->vm;
@@ -141,7 +154,9 @@ static void unmapped_in_our_hands(void) {
     fl_entry away = atomic_load(fl_slot(vm, page));
     atomic_store(fl_slot(vm, page), fl_entry_with_state(away, FL_PAGE_LOADING));
     ask(&session->shared->touch);
-    sleep_ms(100);
+    for (unsigned i = 0; i < SECONDS * 1000 && !is_in_our_hands(vm); i++)
+        sleep_ms(1);
+    CHECK(is_in_our_hands(vm), "no fault in %u s", SECONDS);
     ask(&session->shared->unmap);
     CHECK(answer_of(&session->shared->unmap, "munmap") == 0, "munmap");
     CHECK(atomic_load(&session->shared->touch) == ASKED, "the touch was answered too early");
@@ -206,7 +221,7 @@ static void held_still(const char *tracker) {
     CHECK(answer_of(&session->shared->touch, "the touch of a page held still") == 0, "errno %d",
           atomic_load(&session->shared->touch));
     CHECK(fl_uffd_sync(vm, false) == 0, "async mode");
-    for (unsigned i = 0; i < SECONDS * 100 && FL_READ(vm, promotions[fl_age_bin(age)]) == promotions; i++)
+    for (unsigned i = 0; i < SECONDS * 1000 && FL_READ(vm, promotions[fl_age_bin(age)]) == promotions; i++)
         sleep_ms(1);
     CHECK(FL_READ(vm, promotions[fl_age_bin(age)]) == promotions + 1, "not counted at its age");
     CHECK(FL_READ(vm, stall_ns) > stall_ns, "its wait is not counted");
