@@ -24,6 +24,7 @@
 #define CPU_LISTS "/proc/sys/vm/percpu_pagelist_high_fraction"
 #define CGROUP "/sys/fs/cgroup"
 #define CGROUP_OURS CGROUP "/frostline-test"
+#define COLLAPSE_TRIES 20u
 #define MPOL_MF_MOVE_ALL (1 << 2)
 #define PRESENT (UINT64_C(1) << 63)
 #define FRAME ((UINT64_C(1) << 55) - 1)
@@ -319,18 +320,29 @@ static uint64_t huge_pages_now(void) {
  * One at a time: where memory is registered with a userfaultfd, each call makes a huge page of the file, and fails
  * because it may not map it as one. So what it says is not asked; what there is tells.
  */
-uint32_t host_collapse(pid_t pid, uint64_t address, uint32_t pages) {
+static uint32_t collapse(int pidfd, uint64_t address, uint32_t pages) {
     uint64_t before = huge_pages_now();
-    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    for (uint32_t at = 0; pidfd >= 0 && at < pages; at += HOST_HUGE_PAGES) {
+    for (uint32_t at = 0; at < pages; at += HOST_HUGE_PAGES) {
         struct iovec range = {.iov_base = (void *)(uintptr_t)(address + (uint64_t)at * HOST_PAGE),
                               .iov_len = HOST_HUGE_PAGES * HOST_PAGE};
         (void)syscall(SYS_process_madvise, pidfd, &range, 1, MADV_COLLAPSE, 0);
     }
-    if (pidfd >= 0)
-        close(pidfd);
     uint64_t now = huge_pages_now();
     return now > before ? (uint32_t)(now - before) : 0;
+}
+
+/* Somebody may hold one of the pages for a moment. */
+uint32_t host_collapse(pid_t pid, uint64_t address, uint32_t pages) {
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    uint32_t made = 0;
+    for (unsigned i = 0; pidfd >= 0 && i < COLLAPSE_TRIES && !made; i++) {
+        if (i)
+            sleep_ms(50);
+        made = collapse(pidfd, address, pages);
+    }
+    if (pidfd >= 0)
+        close(pidfd);
+    return made;
 }
 
 uint32_t host_split(const char *path, uint32_t first, uint32_t pages) {
