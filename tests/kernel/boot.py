@@ -26,6 +26,7 @@ from .result import Result
 _BOOT_LIMIT_SECONDS = 120.0
 _OFF_LIMIT_SECONDS = 20.0
 _STILL_SECONDS = 10.0
+_CONSOLE_LIMIT_SECONDS = 5.0
 _COMMAND_LINE = (
     "console=ttyS0",
     "loglevel=5",  # warnings show, and with them every report of the kernel's about itself
@@ -244,6 +245,8 @@ class Kernel:
             result = running.wait()
         except GuestError as error:
             self._broken = str(error).splitlines()[0]
+            if self._channel.closed:  # read by another thread than the console, which says why
+                self._console.wait_for_end(_CONSOLE_LIMIT_SECONDS)
             raise GuestError(f"{error}{self._tail()}") from error
         try:
             self._complain_about_the_kernel()

@@ -60,6 +60,10 @@ class KernelConsole:
         with self._lock:
             return "\n".join("  | " + line for line in self._lines)
 
+    def wait_for_end(self, timeout_seconds: float) -> None:
+        """Until all has been read that a QEMU that has ended had written."""
+        self._thread.join(timeout_seconds)
+
     def close(self) -> None:
         self._connection.close()
         self._thread.join(timeout=5)

@@ -91,9 +91,14 @@ def test_its_clock_is_ours(kernel: Kernel) -> None:
 def test_a_kernel_that_complains_or_panics_is_a_failure(tmp_path: Path) -> None:
     with Kernel(KernelConfig(memory_mib=512), tmp_path) as kernel:
         assert kernel.broken() is None
-        with pytest.raises(GuestError, match=r"the kernel under test is in trouble: .*WARNING: made up"):
-            kernel.run(["sh", "-c", "echo '<4>WARNING: made up' > /dev/kmsg; sleep 1"])
+        running = kernel.start(["sh", "-c", "echo '<4>WARNING: made up' > /dev/kmsg"])
+        deadline = time.monotonic() + 20
+        while not kernel.broken():
+            assert time.monotonic() < deadline, "no trouble is seen"
+            time.sleep(0.1)
         assert "made up" in (kernel.broken() or "")
+        with pytest.raises(GuestError, match=r"the kernel under test is in trouble: .*WARNING: made up"):
+            kernel.finish(running)
     with Kernel(KernelConfig(memory_mib=512), tmp_path / "again") as kernel:
         with pytest.raises(GuestError, match="the guest is gone") as failure:
             kernel.run(["sh", "-c", "echo c > /proc/sysrq-trigger"])
