@@ -121,6 +121,9 @@ static int work_on_stopped(struct fl_injection *in, int (*work)(struct fl_inject
             slot->prepared_at_ns = fl_monotonic_ns();
             fl_arch_gate_enter(&after, in->gate, in->gate + FL_GATE_CODE_BYTES, slot);
             __atomic_store_n(&slot->state, FL_GATE_PREPARED, __ATOMIC_RELEASE);
+            if (in->spin) {
+                fl_tracee_overtake();
+            }
         }
         if (in->gone || fl_arch_set(pid, &after) || fl_tracee_restore_signals(pid, signal_mask)) {
             result = ended(in);

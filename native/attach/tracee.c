@@ -67,9 +67,17 @@ int fl_tracee_detach(int tid) {
     return ptrace(PTRACE_DETACH, tid, NULL, NULL) ? -errno : 0;
 }
 
+static bool become_real_time(int above_lowest) {
+    struct sched_param own = {.sched_priority = sched_get_priority_min(SCHED_FIFO) + above_lowest};
+    return sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &own) == 0;
+}
+
 bool fl_tracee_hurry(void) {
-    struct sched_param lowest = {.sched_priority = sched_get_priority_min(SCHED_FIFO)};
-    return sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest) == 0;
+    return become_real_time(0);
+}
+
+void fl_tracee_overtake(void) {
+    (void)become_real_time(1);
 }
 
 _Static_assert(offsetof(struct fl_tracee_schedule, flags) - offsetof(struct fl_tracee_schedule, size) == 8,

@@ -36,6 +36,11 @@ struct fl_tracee_schedule {
 };
 bool fl_tracee_hurry_it(int tid, struct fl_tracee_schedule *own);
 void fl_tracee_unhurry_it(int tid, const struct fl_tracee_schedule *own);
+/*
+ * Before such a tracee is let go and waited for: it may spin, and would not give a processor back to a thread of its own
+ * priority.
+ */
+void fl_tracee_overtake(void);
 
 /* Become the tracer; the thread runs on. -EBUSY: another tracer was there. -EPERM: not allowed. -ESRCH: ended. */
 int fl_tracee_seize(int tid);
