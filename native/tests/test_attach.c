@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/file.h>
@@ -131,19 +130,6 @@ static void attach_twice(struct target *target) {
     close(other);
 }
 
-/* What spins on the only processor that both may use gives it back: it was made a real-time thread for a moment. */
-static void on_one_processor(unsigned rounds) {
-    cpu_set_t before, one;
-    CPU_ZERO(&one);
-    CPU_SET(sched_getcpu(), &one);
-    MUST(sched_getaffinity(0, sizeof(before), &before) == 0 && sched_setaffinity(0, sizeof(one), &one) == 0,
-         "one processor: %s", strerror(errno));
-    struct target target = target_start(TARGET_SPIN, NULL, NULL, NULL);
-    rounds_in(&target, TARGET_SPIN, rounds);
-    target_end(&target);
-    (void)sched_setaffinity(0, sizeof(before), &before);
-}
-
 static int by_size(const void *a, const void *b) {
     uint64_t x = *(const uint64_t *)a;
     uint64_t y = *(const uint64_t *)b;
@@ -160,7 +146,6 @@ int main(void) {
     }
     target_is_signalled(&target);
     target_end(&target);
-    on_one_processor(rounds / 5);
     qsort(stops, stop_count, sizeof(stops[0]), by_size);
     printf("%zu attached: stopped for %llu us in the middle, %llu us at most\n", stop_count,
            (unsigned long long)stops[stop_count / 2] / 1000, (unsigned long long)stops[stop_count - 1] / 1000);

@@ -32,6 +32,7 @@ struct tally {
 static struct tally *tally;
 
 static void failed(const char *what, int error, const char *detail) {
+    fprintf(stderr, "%s: %d %s\n", what, error, detail); /* nobody asks the first process at its end */
     if (atomic_fetch_add(&tally->failures, 1) == 0) {
         snprintf(tally->failure, sizeof(tally->failure), "%s: %d %s", what, error, detail);
     }
