@@ -248,8 +248,16 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...], host: tuple[TrackerProbe, ..
             trackers=tracker_findings(probes, wanted, status.tracker),
         )
     if finding.refusal:
-        refused = [replace(each, possible=False, detail=f"this VM is refused: {finding.refusal}") for each in probes]
-        return replace(finding, trackers=tracker_findings(refused, wanted, Tracker.NONE))
+        refused = [
+            replace(each, possible=False, detail=f"this VM is refused: {finding.refusal}; else {each.detail}")
+            for each in probes
+        ]
+        word = chosen.word if chosen else "none"
+        return replace(
+            finding,
+            tracker_why=f"this VM is refused: {finding.refusal}; else {word} would be used, {why}",
+            trackers=tracker_findings(refused, wanted, Tracker.NONE),
+        )
     return replace(
         finding,
         tracker=chosen.word if chosen else "",

@@ -130,6 +130,7 @@ def estimate_document(state: common_pb2.VmState) -> Json:
         "ages": [{"min_age_seconds": age, "cold_bytes": size} for age, size in pairs],
         "looked_seconds": round(state.cold_estimate_looked_seconds, 3),
         "sharers": state.cold_estimate_sharers,
+        "caveats": "an estimate for the whole cgroup, the VMM's own memory included, as of when the kernel last looked",
     }
 
 

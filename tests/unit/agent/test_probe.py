@@ -177,7 +177,10 @@ def test_a_refused_and_an_unreadable_vm_use_none(world: World) -> None:
     refused, broken = vmms[REFUSED], vmms[BROKEN]
     assert (refused.refusal, refused.tracker, refused.freeze_method) == ("locked", "", "")
     assert not any(each.chosen or each.possible for each in refused.trackers)
-    assert {each.detail for each in refused.trackers} == {"this VM is refused: locked"}
+    # What each would give is told all the same.
+    assert refused.tracker_why.startswith("this VM is refused: locked; else "), refused.tracker_why
+    assert len({each.detail for each in refused.trackers}) == len(refused.trackers)
+    assert all(each.detail.startswith("this VM is refused: locked; else ") for each in refused.trackers)
     assert broken.refusal == "internal" and "Input/output error" in broken.sentence and not broken.trackers
 
 

@@ -121,6 +121,7 @@ def test_what_looks_cold_of_an_unattached_vm_is_marked_an_estimate_everywhere(
         ],
         "looked_seconds": 14,
         "sharers": 3,
+        "caveats": "an estimate for the whole cgroup, the VMM's own memory included, as of when the kernel last looked",
     }
     # Where there is none, there is no word of it.
     del server.servicer.vms[-1]
