@@ -7,10 +7,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "damon_field.h"
-#include "slow.h"
 #include "track/damon_plan.h"
 #include "track/damon_sysfs.h"
 #include "victim.h"
@@ -171,11 +171,16 @@ static double scan_permille(struct damon_field *field, uint32_t interval_ms) {
     return (double)meter.cpu_ns / ((double)interval_ms * 1e6) * 1000;
 }
 
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 /* An interval that is too short for page-exact, by the assumed cost and by a higher one. Over several scans: one differs from the next. */
 static void test_budget(void) {
     const uint32_t interval_ms = BUDGET_INTERVAL_MS;
     struct damon_field *field = damon_field_make(128 * MIB, 1, interval_ms, true);
-    double sum = 0;
+    double taken[BUDGET_SCANS];
     int error = damon_field_create(field);
     CHECK(error == 0, "create: %s", strerror(-error));
     for (unsigned scan = 1; scan <= BUDGET_LEARNT + BUDGET_SCANS; scan++) {
@@ -183,12 +188,14 @@ static void test_budget(void) {
         printf("budget: scan %u takes %.1f permille of a CPU for %u ms, regions of %.1f pages\n", scan, permille,
                interval_ms, region_pages(field));
         if (scan > BUDGET_LEARNT)
-            sum += permille;
+            taken[scan - BUDGET_LEARNT - 1] = permille;
     }
     CHECK(region_pages(field) > 1, "the budget is for more than the VM needs, and shows nothing");
-    printf("budget: %.1f permille on average, of %u\n", sum / BUDGET_SCANS, FL_DAMON_BUDGET_PERMILLE);
-    /* Where CPUs are emulated, what others take of them is counted as the kdamond's. */
-    CHECK(runs_slowly() || sum / BUDGET_SCANS <= FL_DAMON_BUDGET_PERMILLE * BUDGET_TOLERANCE, "it is not kept");
+    /* The median: where CPUs are emulated, what others take of them during a scan is counted as the kdamond's. */
+    qsort(taken, BUDGET_SCANS, sizeof(taken[0]), by_size);
+    double median = taken[BUDGET_SCANS / 2];
+    printf("budget: %.1f permille in the middle, of %u\n", median, FL_DAMON_BUDGET_PERMILLE);
+    CHECK(median <= FL_DAMON_BUDGET_PERMILLE * BUDGET_TOLERANCE, "it is not kept");
     damon_field_end(field);
 }
 
