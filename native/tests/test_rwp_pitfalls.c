@@ -29,7 +29,8 @@
 #define PAGES 64u
 #define LATE_MESSAGES 10u
 #define QUIET_WINDOWS 20u
-#define SYNC_PAGES_MIN 4u               /* the smallest batch of an eviction */
+#define SYNC_PAGES_MIN 4u /* the smallest batch of an eviction */
+#define SLOW_BATCH_MS 2u
 #define SYNC_LONG_NS (4 * FL_NS_PER_MS) /* an evictor that is not done does not leave sync mode before */
 
 struct served {
@@ -40,6 +41,15 @@ struct served {
     struct fl_bringer *bringer;
     struct fl_gate *gate;
 };
+
+static _Atomic(bool) reads_are_slow;
+
+/* Of the pages that an evictor copies out, among others. */
+ssize_t pread(int fd, void *buffer, size_t bytes, off_t offset) {
+    if (atomic_load(&reads_are_slow))
+        sleep_ms(SLOW_BATCH_MS);
+    return syscall(SYS_pread64, fd, buffer, bytes, offset);
+}
 
 static void serve(struct served *s, uint32_t threads, uint64_t seed) {
     const struct fl_tracker_list trackers = trackers_of("rwp");
@@ -339,6 +349,28 @@ static void no_storm(uint64_t seed) {
     serve_no_more(&s);
 }
 
+/*
+ * Batches that take 2 ms and more, each of the smallest size then: sync mode is left behind each third of them at the latest,
+ * for a touch that is not cancelled waits as long as it lasts.
+ */
+static void no_long_sync(uint64_t seed) {
+    static struct served s;
+    struct fl_evicted done = {0};
+    serve(&s, 0, seed);
+    uint64_t before = FL_READ(&s.vm, sync_windows);
+    atomic_store(&reads_are_slow, true);
+    int error = evict_all(&s, &done);
+    atomic_store(&reads_are_slow, false);
+    CHECK(error == 0 && done.pages > PAGES / 2, "%llu pages evicted: %s", (unsigned long long)done.pages,
+          strerror(-error));
+    uint64_t switches = FL_READ(&s.vm, sync_windows) - before;
+    CHECK(switches >= PAGES / SYNC_PAGES_MIN / 3, "%llu times of sync mode for %u slow batches, the longest %llu us",
+          (unsigned long long)switches, PAGES / SYNC_PAGES_MIN, (unsigned long long)FL_READ(&s.vm, sync_max_ns) / 1000);
+    printf("sync mode: %llu times for %u batches of more than %u ms\n", (unsigned long long)switches,
+           PAGES / SYNC_PAGES_MIN, SLOW_BATCH_MS);
+    serve_no_more(&s);
+}
+
 /* ---- brought back by us: accessible, and yet not touched ---------------------------------------------------------- */
 
 static void brought_back(uint64_t seed) {
@@ -441,6 +473,7 @@ int main(int argc, char **argv) {
     holes_stay_holes(seed);
     late_messages(seed);
     no_storm(seed);
+    no_long_sync(seed);
     brought_back(seed);
     other_mapping(seed);
     return 0;
