@@ -133,8 +133,16 @@ def rows(place: PlaceResults) -> list[Row]:
         if ratio is not None:
             what = f"{place.title}: scanner's cost, idle / rwp, 1/16 touched"
             found.append(Row(f"{place.key}.idle_by_rwp", what, value=ratio, limit=SCANNER_RATIO_LIMIT, at_least=True))
+    for pages in sorted({point.pages for point in place.by_size}):  # one working set, which is 1/16 of some size
+        of_size = [point for point in place.by_size if point.pages == pages]
+        ratio = reading.ratio_at(of_size, "idle", "rwp", pages // 16)
+        if ratio is not None:
+            mib = pages // 256
+            what = f"{place.title}: scanner's cost, idle / rwp, 1/16 touched of {mib} MiB"
+            found.append(Row(f"{place.key}.idle_by_rwp.{mib}", what, value=ratio))
     for name in EXACT:
-        for guest, all_points in (("kvm", place.kvm + place.heated), ("plain", place.by_touched)):
+        guests = (("kvm", place.kvm + place.heated), ("plain", place.by_touched + place.by_size))
+        for guest, all_points in guests:
             points = [point for point in all_points if point.tracker == name]
             worst = [value for point in points for value in (point.recall, point.precision) if value is not None]
             if worst:
