@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "attach/hugepages.h"
 #include "attach/tracee.h"
 #include "attach_target.h"
 
@@ -418,6 +419,26 @@ static void pinned(void) {
     munmap((void *)state, 4096);
 }
 
+/* A host that may give shared memory huge pages, played by a file over its setting, in a mount namespace of our own. */
+static void huge_pages_of_the_host(void) {
+    static const char setting[] = FL_HUGEPAGES_FOLDER "/shmem_enabled",
+                      words[] = "always within_size [advise] never deny";
+    char file[] = "/tmp/fl-shmem-enabled-XXXXXX";
+    if (access(setting, R_OK)) {
+        printf("%-18s skipped: no %s\n", "hugetlb", setting);
+        skipped++;
+        return;
+    }
+    int fd = mkstemp(file);
+    MUST(fd >= 0 && write(fd, words, sizeof(words) - 1) == sizeof(words) - 1, "%s: %s", file, strerror(errno));
+    close(fd);
+    MUST(unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+             mount(file, setting, NULL, MS_BIND, NULL) == 0,
+         "a mount over %s: %s", setting, strerror(errno));
+    refused_alive(TARGET_SPIN, NULL, NULL, FL_REFUSAL_HUGETLB, "shmem_enabled is advise");
+    MUST(umount2(setting, MNT_DETACH) == 0 && unlink(file) == 0, "%s: %s", setting, strerror(errno));
+}
+
 int main(void) {
     target_need_root();
     gone();
@@ -436,6 +457,7 @@ int main(void) {
     stopped_by_signal();
     does_not_stop();
     other_architecture();
+    huge_pages_of_the_host();
     printf("%u refusals, %u skipped\n", tried, skipped);
     return 0;
 }
