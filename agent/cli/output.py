@@ -84,6 +84,11 @@ def _other_choices(vmm: VmmFinding, of_host: set[tuple[str, bool, str]]) -> Iter
             yield f"{words}: {'; '.join(said)}"
 
 
+def _tracker(pager: dict[str, Any]) -> str:
+    word: str = pager.get("tracker", "-")
+    return f"{word} (estimate)" if pager.get("tracker_grain_pages", 1) > 1 else word
+
+
 def print_status(status: dict[str, Any], console: Console) -> None:
     """The agent in a line, its VMs in a table, and a sentence for each that is not served."""
     agent = status["agent"]
@@ -128,7 +133,7 @@ def print_status(status: dict[str, Any], console: Console) -> None:
             _ago(pager["lease_seconds"]) if pager else "-",
             _size(pager, "pool_bytes"),
             str(pager.get("faults", "-")),
-            pager.get("tracker", "-"),
+            _tracker(pager),
         )
     console.print(table)
     for vm in status["vms"]:

@@ -54,6 +54,11 @@ def test_each_number_stands_under_its_heading() -> None:
     assert cells(printed(a_vm(2)), "vm-2")["tracker"] == "-"
 
 
+def test_ages_by_regions_are_called_an_estimate() -> None:
+    status = a_status(tracker=Tracker.DAMON, tracker_grain=16)
+    assert cells(printed(a_vm(1, status=status)), "vm-1")["tracker"] == "damon (estimate)"
+
+
 def test_an_estimate_is_called_one_and_shown_only_while_nobody_is_attached() -> None:
     estimate = ColdEstimate((3 << 28, 1 << 20, 0, 0), 3700.0, 2)
     refused = a_vm(1, phase=Phase.REFUSED, refusal=Refusal.LOCKED, refusal_detail="locked", cold_estimate=estimate)
