@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 
+#include "base/clock.h"
 #include "base/kernel.h"
 #include "pager/serve.h"
 #include "served_vm.h"
@@ -296,6 +297,16 @@ static struct session start_slow(const struct victim *victim, const char *tracke
     return session;
 }
 
+/* Until the mover has ended the round that it is in: what it has armed, it counts then, and publishes last. */
+static void wait_for_round(const struct victim *victim) {
+    struct fl_vault vault = vault_of(victim->pid, false);
+    _Atomic(uint64_t) *sequence = &vault.stats->sequence;
+    uint64_t from = atomic_load(sequence);
+    for (unsigned i = 0; i < 60000 && atomic_load(sequence) < from + 2; i++)
+        sleep_ms(1);
+    fl_vault_close(&vault);
+}
+
 static void ask_scan(const struct session *session) {
     CHECK(pager_tell(session->connection, (struct fl_command){.kind = FL_COMMAND_SCAN}).error == 0, "scan");
 }
@@ -305,12 +316,14 @@ static void first_scan(const struct victim *victim, const struct session *sessio
     armed_before = status_of(victim).arm_ns;
     ask_scan(session);
     wait_until(victim, armed_again, 60, "the first arming");
+    wait_for_round(victim);
 }
 
 /* Harvested once, and armed again: zap needs the VMM's main thread, which may get no CPU for a while. */
 static void scan(const struct victim *victim, const struct session *session) {
     bool harvested = false;
-    for (unsigned i = 0; i < SCAN_TRIES; i++) {
+    uint64_t until = fl_now() + 60 * FL_NS_PER_SECOND;
+    for (unsigned i = 0; i < SCAN_TRIES || fl_now() < until; i++) {
         const struct fl_status before = status_of(victim);
         struct fl_status now = before;
         ask_scan(session);
@@ -319,10 +332,8 @@ static void scan(const struct victim *victim, const struct session *session) {
             sleep_ms(10);
             now = status_of(victim);
         }
-        for (unsigned k = 0; k < 100 && !harvested && now.scans == before.scans; k++) { /* counted last */
-            sleep_ms(10);
-            now = status_of(victim);
-        }
+        wait_for_round(victim);
+        now = status_of(victim);
         harvested |= now.scans > before.scans;
         if (harvested && now.scan_failures == before.scan_failures)
             return;
@@ -334,6 +345,7 @@ static struct session start_and_scan(const struct victim *victim, const char *tr
     armed_before = 0;
     struct session session = start_slow(victim, tracker);
     wait_until(victim, armed_again, 60, "the first arming");
+    wait_for_round(victim);
     for (unsigned i = 0; i < scans; i++)
         scan(victim, &session);
     return session;
