@@ -251,13 +251,15 @@ static void split_meanwhile(void) {
     fl_evictor_destroy(evictor);
     uint64_t away = FL_READ(&vm, evicted_pages);
     atomic_store(&reads_are_held, true);
-    for (unsigned tries = 0; tries < 20 && !is_under_way(); tries++) { /* the main thread may not be to be had */
+    for (uint64_t until = fl_now() + SECONDS * FL_NS_PER_SECOND;;) { /* the main thread may not be to be had */
         atomic_store(&arming.ended, false);
         CHECK(pthread_create(&armer, NULL, arm, &arming) == 0, "thread");
         while (!is_under_way() && !atomic_load(&arming.ended))
             fl_sleep_ns(FL_NS_PER_MS);
-        if (!is_under_way())
-            pthread_join(armer, NULL);
+        if (is_under_way() || fl_now() > until)
+            break;
+        pthread_join(armer, NULL);
+        (void)fl_zap_settle(&vm, faults); /* what timed out: its mark would refuse the next */
     }
     CHECK(is_under_way(), "no call was made: %s", strerror(-arming.error));
     sleep_ms(10); /* the event is there */
