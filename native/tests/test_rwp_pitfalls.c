@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "pager/choose.h"
 #include "served_vm.h"
+#include "slow.h"
 #include "swap/bring.h"
 #include "swap/evict.h"
 #include "swap/removed.h"
@@ -32,6 +33,8 @@
 #define SYNC_PAGES_MIN 4u /* the smallest batch of an eviction */
 #define SLOW_BATCH_MS 2u
 #define SYNC_LONG_NS (4 * FL_NS_PER_MS) /* an evictor that is not done does not leave sync mode before */
+/* For a race to be lost, or for messages to come late: both sides may get little of a CPU. */
+#define RACE_NS ((runs_slowly() ? 110 : 60) * FL_NS_PER_SECOND)
 
 struct served {
     struct victim victim;
@@ -108,7 +111,7 @@ static void unmap_pages(struct served *s) {
 /* Evictions of unmapped pages against writers. Returns how many pages were read back wrong. */
 static uint64_t evict_unmapped(struct served *s, uint64_t wanted) {
     struct fl_evicted done = {0};
-    uint64_t until = fl_now() + 60 * FL_NS_PER_SECOND;
+    uint64_t until = fl_now() + RACE_NS;
     while (done.pages < wanted && fl_now() < until && atomic_load(&s->victim.shared->errors) == 0) {
         /* All in the file: what is away has no page table entry that could be dropped. */
         uint64_t allowance = PAGES, brought = 0;
@@ -301,7 +304,7 @@ static bool enough_late(struct served *s, const struct fl_evicted *done) {
 static void late_messages(uint64_t seed) {
     static struct served s;
     struct fl_evicted done = {0};
-    uint64_t until = fl_now() + 60 * FL_NS_PER_SECOND;
+    uint64_t until = fl_now() + RACE_NS;
     serve(&s, 2, seed);
     while (!enough_late(&s, &done) && fl_now() < until) {
         int error = evict_all(&s, &done);

@@ -20,6 +20,8 @@
 #define MIB (UINT64_C(1) << 20)
 #define SLOT_STATE DAMON_KDAMONDS "1/state"
 #define OTHER DAMON_KDAMONDS "0/"
+/* Of a pager with damon: what is done to it falls behind its arming, and before the next scan. */
+#define INTERVAL_MS "2000"
 
 static bool has_stat;
 
@@ -295,7 +297,7 @@ static bool scanned_by_zap(const struct fl_status *status) {
 
 /* It has the kdamond of that number. */
 static void kill_damon_pager(struct victim *victim, const char *path, const char *kdamond_pid) {
-    static const char *const options[] = {"--trackers", "damon", "--scan-interval-ms", "300", NULL};
+    static const char *const options[] = {"--trackers", "damon", "--scan-interval-ms", INTERVAL_MS, NULL};
     pid_t pager = pager_start(victim, path, options);
     struct fl_pager *connection = pager_connect(path, 60);
     wait_until(victim, scanned_by_damon, 60, "scans by damon");
@@ -338,7 +340,7 @@ static void test_pager_killed(struct damon_field *other, uint64_t seed) {
 }
 
 static void test_pager_goes_on(uint64_t seed) {
-    static const char *const options[] = {"--trackers", "damon,zap", "--scan-interval-ms", "300", NULL};
+    static const char *const options[] = {"--trackers", "damon,zap", "--scan-interval-ms", INTERVAL_MS, NULL};
     fflush(NULL);
     struct victim victim = victim_start(2048, 2, seed);
     char path[64];
