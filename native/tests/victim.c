@@ -19,6 +19,7 @@
 #define PAGE 4096u
 #define WORDS (PAGE / 8)
 #define PLUG_BYTES (4u << 20)
+#define END_SECONDS 60u
 
 static __thread sigjmp_buf on_sigbus;
 static __thread volatile sig_atomic_t guarded;
@@ -384,7 +385,7 @@ uint64_t victim_verify(struct victim *victim, unsigned seconds) {
 void victim_end(struct victim *victim) {
     int status;
     atomic_store(&victim->shared->stop, 1);
-    for (int i = 0; i < 5000; i++) {
+    for (unsigned i = 0; i < END_SECONDS * 1000; i++) {
         if (waitpid(victim->pid, &status, WNOHANG) == victim->pid) {
             CHECK(status == 0, "the victim ended with status %#x", status);
             return;
@@ -392,7 +393,7 @@ void victim_end(struct victim *victim) {
         sleep_ms(1);
     }
     kill(victim->pid, SIGKILL);
-    CHECK(false, "the victim did not end in 5 s");
+    CHECK(false, "the victim did not end in %u s", END_SECONDS);
 }
 
 pid_t pager_start(const struct victim *victim, const char *socket_path, const char *const *more) {
