@@ -37,15 +37,24 @@ static bool wait_readable(int fd, uint64_t deadline_ns) {
     }
 }
 
-/* Still the process we looked at, and (attaching) still without a vault? Asked once nobody else can seize it. */
-static int check_again(const struct fl_inject_job *job, struct fl_refused *why) {
+/*
+ * Still the process we looked at; attaching: still without a vault; detaching: what is still there. Asked once nobody else can
+ * seize it: a process that we gave up may have gone on until then, and numbers that it has closed may be other files by now.
+ */
+static int check_again(struct fl_inject_job *job, struct fl_refused *why) {
     uint64_t started = 0;
     int number = -1;
     int error = fl_proc_start_time(job->pid, &started);
     if (error || started != job->attachment.start_time_ticks) {
         return fl_refuse(why, FL_REFUSAL_GONE, "pid %d has ended", job->pid);
     }
-    error = job->vault_fd >= 0 ? fl_vmm_find_fd(job->pid, FL_VAULT_LINK, &number) : -ENOENT;
+    if (job->vault_fd < 0) {
+        error = fl_inject_verify(job->pid, &job->attachment);
+        return error ? fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
+                                 "cannot detach from pid %d: %s", job->pid, strerror(-error))
+                     : 0;
+    }
+    error = fl_vmm_find_fd(job->pid, FL_VAULT_LINK, &number);
     if (error == 0) {
         return fl_refuse(why, FL_REFUSAL_ALREADY_SERVED, "pid %d was attached to by another pager meanwhile", job->pid);
     }
@@ -302,15 +311,7 @@ int fl_attach_undo(int pid, const struct fl_attachment *attachment, int lock_fd,
     job->pid = pid;
     job->lock_fd = lock_fd;
     job->attachment = *attachment;
-    int refused = 0;
-    int error = fl_inject_verify(pid, &job->attachment);
-    if (error) {
-        refused = fl_refuse(why, error == -ESRCH ? FL_REFUSAL_GONE : FL_REFUSAL_INTERNAL,
-                            "cannot detach from pid %d: %s", pid, strerror(-error));
-    }
-    if (refused == 0) {
-        refused = look(job, &status, why);
-    }
+    int refused = look(job, &status, why);
     if (refused == 0) {
         refused = run_child(job, why);
     }

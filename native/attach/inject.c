@@ -242,11 +242,6 @@ _Noreturn void fl_inject_main(struct fl_inject_job *job, int control) {
     sigprocmask(SIG_SETMASK, &all, NULL);
     setsid();
     close_others(job, control);
-    if (job->vault_fd < 0) {
-        in.uffd = job->attachment.vmm_uffd;
-        in.vault = job->attachment.vmm_vault;
-        in.gate = job->attachment.gate_code;
-    }
     int error = fl_tracee_seize(job->pid);
     if (error) {
         fl_inject_fail(&in, FL_REFUSAL_PERMISSION, FL_STEP_SEIZE, error);
@@ -254,6 +249,11 @@ _Noreturn void fl_inject_main(struct fl_inject_job *job, int control) {
         fl_inject_fail(&in, FL_REFUSAL_INTERNAL, FL_STEP_SEIZE, -ECANCELED);
     } else {
         struct fl_tracee_schedule own;
+        if (job->vault_fd < 0) { /* as our parent has just found it */
+            in.uffd = job->attachment.vmm_uffd;
+            in.vault = job->attachment.vmm_vault;
+            in.gate = job->attachment.gate_code;
+        }
         in.spin = fl_tracee_hurry();
         in.spin &= fl_tracee_hurry_it(job->pid, &own);
         stop_and_work(&in);
