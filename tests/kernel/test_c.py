@@ -13,7 +13,7 @@ from .verdict import TRIES, run_test
 _SOURCES = Path(__file__).resolve().parents[2] / "native" / "tests"
 NAMES = sorted(path.stem for path in _SOURCES.glob("test_*.c"))
 # An emulated CPU beside others on a busy machine; each takes less than a quarter of this on a quiet one.
-LIMIT_SECONDS = 900.0  # for a hang: an emulated machine beside the sanitizers is slow
+LIMIT_SECONDS = 360.0
 # What this kernel is booted for: these must run here, whatever else may have to be skipped.
 MUST_RUN = frozenset(
     {
