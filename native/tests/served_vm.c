@@ -62,6 +62,14 @@ struct fl_vault vault_of(pid_t pid, bool write) {
     return vault;
 }
 
+void wait_for_round(const struct fl_vault *vault) {
+    _Atomic(uint64_t) *sequence = &vault->stats->sequence;
+    uint64_t from = atomic_load(sequence);
+    for (unsigned i = 0; i < 60000 && atomic_load(sequence) < from + 2; i++)
+        sleep_ms(1);
+    CHECK(atomic_load(sequence) >= from + 2, "the pager's mover does not go round");
+}
+
 void evict_first(struct fl_vm *vm, uint32_t pages) {
     struct fl_evictor *evictor;
     struct fl_evicted done = {0};

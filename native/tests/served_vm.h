@@ -23,6 +23,8 @@ void served_vm_end(struct fl_vm *vm, struct fl_fault_server *faults);
 
 /* The vault that a VMM holds; for fl_vault_close(). */
 struct fl_vault vault_of(pid_t pid, bool write);
+/* Until a pager's mover has ended the round that it is in: it counts and records behind what it does, and publishes last. */
+void wait_for_round(const struct fl_vault *vault);
 
 /* Evict the first `pages` (at most FL_WINDOW_PAGES) of region 0, whether they are cold or not: more than half of them go. */
 void evict_first(struct fl_vm *vm, uint32_t pages);

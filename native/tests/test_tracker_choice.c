@@ -297,13 +297,10 @@ static struct session start_slow(const struct victim *victim, const char *tracke
     return session;
 }
 
-/* Until the mover has ended the round that it is in: what it has armed, it counts then, and publishes last. */
-static void wait_for_round(const struct victim *victim) {
+/* What has been armed is counted behind that. */
+static void wait_until_counted(const struct victim *victim) {
     struct fl_vault vault = vault_of(victim->pid, false);
-    _Atomic(uint64_t) *sequence = &vault.stats->sequence;
-    uint64_t from = atomic_load(sequence);
-    for (unsigned i = 0; i < 60000 && atomic_load(sequence) < from + 2; i++)
-        sleep_ms(1);
+    wait_for_round(&vault);
     fl_vault_close(&vault);
 }
 
@@ -316,7 +313,7 @@ static void first_scan(const struct victim *victim, const struct session *sessio
     armed_before = status_of(victim).arm_ns;
     ask_scan(session);
     wait_until(victim, armed_again, 60, "the first arming");
-    wait_for_round(victim);
+    wait_until_counted(victim);
 }
 
 /* Harvested once, and armed again: zap needs the VMM's main thread, which may get no CPU for a while. */
@@ -332,7 +329,7 @@ static void scan(const struct victim *victim, const struct session *session) {
             sleep_ms(10);
             now = status_of(victim);
         }
-        wait_for_round(victim);
+        wait_until_counted(victim);
         now = status_of(victim);
         harvested |= now.scans > before.scans;
         if (harvested && now.scan_failures == before.scan_failures)
@@ -345,7 +342,7 @@ static struct session start_and_scan(const struct victim *victim, const char *tr
     armed_before = 0;
     struct session session = start_slow(victim, tracker);
     wait_until(victim, armed_again, 60, "the first arming");
-    wait_for_round(victim);
+    wait_until_counted(victim);
     for (unsigned i = 0; i < scans; i++)
         scan(victim, &session);
     return session;

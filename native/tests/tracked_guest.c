@@ -44,14 +44,6 @@ static uint64_t failures_of(struct tracked_guest *guest) {
     return tracked_status(guest).scan_failures;
 }
 
-/* Until the mover has ended the round that it is in: records and what it publishes come last. */
-static void wait_for_round(struct tracked_guest *guest) {
-    _Atomic(uint64_t) *sequence = &guest->vault.stats->sequence;
-    uint64_t from = atomic_load(sequence);
-    for (unsigned i = 0; i < SECONDS * 1000 && atomic_load(sequence) < from + 2; i++)
-        sleep_ms(1);
-}
-
 /* Ask for a scan, and wait for its record. False: it left none, because it was void or could only arm. */
 static bool ask_scan(struct tracked_guest *guest, struct fl_record *out) {
     uint64_t failures = failures_of(guest), arm_ns = tracked_status(guest).arm_ns;
@@ -59,7 +51,7 @@ static bool ask_scan(struct tracked_guest *guest, struct fl_record *out) {
     for (unsigned i = 0; i < SECONDS * 1000; i++) {
         unsigned found = find_scans(guest, out);
         if (!found && i % 16 == 15 && (failures_of(guest) != failures || tracked_status(guest).arm_ns != arm_ns)) {
-            wait_for_round(guest); /* a record comes last, if at all */
+            wait_for_round(&guest->vault); /* a record comes last, if at all */
             found = find_scans(guest, out);
             if (!found)
                 return false;
@@ -77,7 +69,7 @@ static bool ask_scan(struct tracked_guest *guest, struct fl_record *out) {
 static void wait_for_first_scan(struct tracked_guest *guest) {
     for (unsigned i = 0; i < SECONDS * 1000 && !tracked_status(guest).arm_ns && !failures_of(guest); i++)
         sleep_ms(1);
-    wait_for_round(guest);
+    wait_for_round(&guest->vault);
 }
 
 /*
@@ -249,8 +241,6 @@ void tracked_end(struct tracked_guest *guest) {
     CHECK(pager_tell(guest->connection, (struct fl_command){.kind = FL_COMMAND_DETACH}).error == 0, "detach");
     fl_pager_close(guest->connection);
     CHECK(pager_wait(guest->pager, SECONDS) == FL_EXIT_OK, "detach");
-    CHECK(!guest->judged || guest->judged_void < guest->judged, "%s: every scan was void: this test shows nothing",
-          guest->tracker);
     fl_view_close(guest->view);
     fl_vault_close(&guest->vault);
     kvm_vmm_end(&guest->vmm);
@@ -314,8 +304,6 @@ void tracked_judge(struct tracked_guest *guest, const char *what, uint64_t least
           (unsigned long long)s.missed, (unsigned long long)touched);
     CHECK(s.wrong * 1000000 <= seen * (1000000 - least_ppm), "%s: %llu of %llu seen were none", guest->tracker,
           (unsigned long long)s.wrong, (unsigned long long)seen);
-    CHECK(s.voids <= s.scans * 9 / 10 + 1, "%s: too many void scans to tell", guest->tracker); /* a few: all may be */
-    guest->judged += s.scans;
-    guest->judged_void += s.voids;
+    CHECK(s.voids <= s.scans / 2 + 1, "%s: too many void scans to tell", guest->tracker);
     guest->score = (struct tracked_score){0};
 }

@@ -48,8 +48,7 @@ struct tracked_guest {
     uint8_t *ages, *touched, *there; /* the model: age, enum tracked_touch since the last scan, in the file */
     uint8_t *by_vcpu;                /* touched by one since the last scan */
     struct tracked_score score;
-    uint64_t judged, judged_void; /* scans, of all parts that were judged */
-    uint64_t shown;               /* mismatches that were described */
+    uint64_t shown; /* mismatches that were described */
 };
 
 struct tracked_guest tracked_start(const struct tracked_options *options);

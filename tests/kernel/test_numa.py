@@ -38,5 +38,5 @@ def test_no_write_is_lost_to_an_eviction_while_the_page_is_being_moved(
     two_nodes: Kernel, request: pytest.FixtureRequest
 ) -> None:
     result = run_test(two_nodes, "test_evict_race", LIMIT_SECONDS, request)
-    moved = [rf"{tracker}: all pages were moved [1-9]\d* times" for tracker in ("zap", "rwp")]
+    moved = [rf"{tracker}: all pages were moved \d{{2,}} times" for tracker in ("zap", "rwp")]
     check_passed(result, must_say("test_evict_race", TRACKERS) + moved, request)

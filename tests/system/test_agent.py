@@ -81,7 +81,7 @@ def test_evicts_by_a_local_policy_survives_a_dead_pager_and_detaches_without_a_t
         os.kill(first, signal.SIGKILL)
         vm = rig.wait_vm(name, lambda vm: vm["pager_restarts"] == 1, "served by the next pager")
         assert vm["pager"]["pid"] != first and vm["pager"]["takeovers"] == 1
-        assert 0 < vm["last_takeover_seconds"] < 20.0, rig.log_tail()  # the soak measures what is promised
+        assert vm["last_takeover_seconds"] < 1.0, rig.log_tail()  # the promise is 0.2 s; machines under test are busy
         guest.wait_rounds(2, timeout=30)
         assert guest.verify() == 0
 

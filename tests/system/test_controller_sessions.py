@@ -89,7 +89,7 @@ async def test_lease_is_renewed_at_a_third(controller: ControllerProcess, operat
         await good.budget_where(lambda budget: budget.bytes == GIB // 2, "renew-a")
         started = time.monotonic()
         renewed = await good.budgets()
-        assert 1.0 < time.monotonic() - started < 4.0
+        assert 1.5 < time.monotonic() - started < 4.0
         assert renewed.budgets[0].bytes == GIB // 2
 
 
@@ -102,7 +102,7 @@ async def test_noise_is_not_pushed(controller: ControllerProcess, operator: Any)
         await good.report([state("noise-a", cold_bytes=510 * MIB)])
         # The next set is the renewal at a third of the lease, and carries the exact value.
         assert (await good.budgets()).budgets[0].bytes == 510 * MIB
-        assert time.monotonic() - pushed > 1.0
+        assert time.monotonic() - pushed > 1.5
 
 
 async def test_one_push_in_flight_and_a_silent_agent_is_closed(controller: ControllerProcess, operator: Any) -> None:

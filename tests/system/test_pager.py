@@ -115,15 +115,13 @@ def test_detaching_leaves_the_vmm_as_it_was(guest: Guest, tmp_path: Path) -> Non
 
 
 def test_attaching_stops_the_vmm_for_less_than_a_millisecond(guest: Guest, tmp_path: Path) -> None:
-    stops: list[int] = []
-    # Noisy neighbours are not the pager's doing; being slow by nature would show every time.
-    for attempt in range(25):
+    stops = []
+    for attempt in range(5):
         with PagerRig(guest, tmp_path / str(attempt), *OPTIONS) as rig:
             stops.append(rig.start().status().attach_stop_ns)
             rig.detach()
-        if len(stops) % 5 == 0 and sorted(stops[-5:])[2] < 1_000_000:
-            return
-    raise AssertionError(stops)
+    # One noisy neighbour is not the pager's doing; being slow by nature would show every time.
+    assert sorted(stops)[len(stops) // 2] < 1_000_000, stops
 
 
 def test_memory_that_the_guest_gives_back_is_forgotten(guest_factory: GuestFactory, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def _check_times(chain: list[ReceivedSpan], started_ns: int, ended_ns: int) -> N
     for before, after in itertools.pairwise(order):
         assert before.start_ns <= after.start_ns + CLOCK_SLACK_NS, (before, after)
     assert scan.end_ns <= decide.start_ns + CLOCK_SLACK_NS
-    assert apply.start_ns <= evict.end_ns + CLOCK_SLACK_NS  # it ends when the agent has read the pager's answer
+    assert apply.end_ns <= evict.end_ns + CLOCK_SLACK_NS
     assert started_ns <= evict.start_ns and evict.end_ns <= ended_ns + CLOCK_SLACK_NS
     assert evict.duration_ns > 0
     # From a scan to what follows from it is a matter of one report and one decision, not of minutes.

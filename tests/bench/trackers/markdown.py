@@ -65,16 +65,14 @@ def slow_downs(points: Sequence[Point]) -> str:
     return _table(["touched", *(f"`{name}`, % at {when} s" for name in of)], rows)
 
 
-def _of_size(points: Sequence[Point], pages: int) -> list[Point]:
-    return [point for point in points if point.pages == pages]
-
-
 def accuracy(place: PlaceResults) -> str:
     """A row a tracker and kind of guest: all its rounds together."""
-    sizes = sorted({point.pages for point in place.by_size})
     kinds = (
         ("plain process", place.by_touched),
-        *((f"plain process of {pages // 256:,} MiB", _of_size(place.by_size, pages)) for pages in sizes),
+        *(
+            (f"plain process of {pages // 256:,} MiB", points)
+            for pages, points in reading.by_pages(place.by_size).items()
+        ),
         ("KVM guest", place.kvm),
         ("KVM guest, its VMM busy in memory of its own", place.heated),
     )

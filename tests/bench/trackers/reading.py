@@ -44,6 +44,13 @@ def by_tracker(points: Iterable[Point]) -> dict[str, list[Point]]:
     return found
 
 
+def by_pages(points: Iterable[Point]) -> dict[int, list[Point]]:
+    found: dict[int, list[Point]] = {}
+    for point in sorted(points, key=lambda point: point.pages):
+        found.setdefault(point.pages, []).append(point)
+    return found
+
+
 def crossing(one: Sequence[Point], other: Sequence[Point]) -> float | None:
     """The touched fraction from which on the total (scanner and guest) of ``one`` is above that of ``other``.
 

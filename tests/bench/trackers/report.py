@@ -133,9 +133,8 @@ def rows(place: PlaceResults) -> list[Row]:
         if ratio is not None:
             what = f"{place.title}: scanner's cost, idle / rwp, 1/16 touched"
             found.append(Row(f"{place.key}.idle_by_rwp", what, value=ratio, limit=SCANNER_RATIO_LIMIT, at_least=True))
-    for pages in sorted({point.pages for point in place.by_size}):  # one working set, which is 1/16 of some size
-        of_size = [point for point in place.by_size if point.pages == pages]
-        ratio = reading.ratio_at(of_size, "idle", "rwp", pages // 16)
+    for pages, points in reading.by_pages(place.by_size).items():  # one working set, which is 1/16 of some size
+        ratio = reading.ratio_at(points, "idle", "rwp", pages // 16)
         if ratio is not None:
             mib = pages // 256
             what = f"{place.title}: scanner's cost, idle / rwp, 1/16 touched of {mib} MiB"

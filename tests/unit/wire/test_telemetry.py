@@ -137,7 +137,7 @@ def test_a_dead_or_deaf_collector_costs_no_more_than_the_limit() -> None:
                 made.tracer("a").start_span("s").end()
             started = time.monotonic()
             assert made.shutdown(0.5) is False
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 1.5
 
 
 def test_a_process_with_a_deaf_collector_ends_in_time() -> None:
@@ -147,7 +147,7 @@ def test_a_process_with_a_deaf_collector_ends_in_time() -> None:
             f"t = configure('agent', otlp_endpoint='127.0.0.1:{deaf.getsockname()[1]}')\n"
             "t.tracer('a').start_span('s').end()\n"
             "import time; started = time.monotonic(); t.shutdown(0.5)\n"
-            "assert time.monotonic() - started < 5\n"
+            "assert time.monotonic() - started < 1.5\n"
         )
         started = time.monotonic()
         subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
