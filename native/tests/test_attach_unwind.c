@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Attaching that fails in the middle takes back what was done: the process runs out of descriptors after each one that
- * attaching needs, out of address space, or its seccomp filters forbid a call.
+ * attaching needs, out of address space, or its seccomp filters forbid a call. And detaching that was done meanwhile by somebody who
+ * had been given up.
  */
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -18,6 +21,30 @@
 #include "attach/gate.h"
 #include "attach_target.h"
 #include "slow.h"
+
+static const struct fl_attachment *undone_first; /* by who was given up, before the next one seizes the process */
+
+static void undo_first(int pid) {
+    struct fl_attachment made = *undone_first;
+    struct fl_refused why;
+    undone_first = NULL;
+    if (fl_attach_undo(pid, &made, -1, &why)) {
+        fprintf(stderr, "the first one: %s\n", why.detail);
+        _exit(1);
+    }
+}
+
+long ptrace(enum __ptrace_request request, ...) {
+    va_list more;
+    va_start(more, request);
+    int pid = va_arg(more, int);
+    void *address = va_arg(more, void *), *data = va_arg(more, void *);
+    va_end(more);
+    if (request == PTRACE_SEIZE && undone_first) {
+        undo_first(pid);
+    }
+    return syscall(SYS_ptrace, request, pid, address, data);
+}
 
 static int attach_patiently(int pid, struct fl_attachment *made, struct fl_refused *why) {
     int vault = target_vault();
@@ -59,6 +86,25 @@ static void attaches(struct target *target) {
     }
     MUST(error == 0, "%s", why.detail);
     target_lives(target, 3);
+}
+
+static void undone_meanwhile(void) {
+    struct target target = target_start(TARGET_SPIN, NULL, NULL, NULL);
+    struct fl_attachment made;
+    struct fl_refused why;
+    char *before = target_picture(&target);
+    MUST(attach_patiently(target.pid, &made, &why) == 0, "%s", why.detail);
+    undone_first = &made;
+    int error = fl_attach_undo(target.pid, &made, -1, &why);
+    undone_first = NULL;
+    MUST(error == 0, "undone meanwhile: %s", why.detail);
+    char *after = target_picture(&target);
+    MUST(strcmp(before, after) == 0, "before:\n%s\nafter:\n%s", before, after);
+    free(before);
+    free(after);
+    target_lives(&target, 3);
+    target_end(&target);
+    printf("undone     by somebody who had been given up: nothing is closed twice\n");
 }
 
 static rlim_t highest_fd(int pid) {
@@ -193,6 +239,7 @@ static void stale_address(void) {
 
 int main(void) {
     target_need_root();
+    undone_meanwhile();
     out_of_descriptors();
     out_of_address_space();
     stale_address();
