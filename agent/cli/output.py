@@ -59,8 +59,9 @@ def print_probe(probe: Probe, console: Console) -> None:
         if vmm.tracker_why:
             would = "" if vmm.tracker_in_use or vmm.refusal else f"{vmm.tracker or 'none'} would be used, "
             console.print(f"  tracker: {would}{escape(vmm.tracker_why)}")
-            for line in () if vmm.refusal else _other_choices(vmm, of_host):
-                console.print(f"  {escape(line)}")
+            if not vmm.refusal:  # the JSON tells of each
+                for line in _other_choices(vmm, of_host):
+                    console.print(f"  {escape(line)}")
         if vmm.cold_estimate:
             console.print(f"  {estimate_text(vmm.cold_estimate)}")
         elif vmm.no_estimate_why and vmm.no_estimate_why != probe.mglru:
