@@ -2,8 +2,10 @@
 #include "tracked_guest.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "host_memory.h"
@@ -14,6 +16,7 @@
 #define SHOWN_MAX 8u
 #define LATE_MS 200u
 #define SCAN_TRIES 20u
+#define PAGEMAP_IN_USE (UINT64_C(3) << 62) /* present, or in its way: swapped, being moved */
 
 /* ---- scans ------------------------------------------------------------------------------------------------- */
 
@@ -94,9 +97,12 @@ static void settle(struct tracked_guest *guest) {
 
 static void show(struct tracked_guest *guest, uint32_t page, const char *what) {
     if (guest->shown++ < SHOWN_MAX)
-        printf("%s, scan %llu: page %u %s (age was %u, is %u, entry %llx)\n", guest->tracker,
+        printf("%s, scan %llu: page %u %s (age was %u, is %u, entry %llx%s)\n", guest->tracker,
                (unsigned long long)guest->score.scans, page, what, guest->ages[page], guest->vault.ages[page],
-               (unsigned long long)atomic_load(&guest->vault.table[page]));
+               (unsigned long long)atomic_load(&guest->vault.table[page]),
+               !guest->touched[page] ? ""
+               : guest->mapped[page] ? ", mapped by the VMM when the script had ended"
+                                     : ", NOT mapped by the VMM when the script had ended");
 }
 
 /* Of one page that is in the file. True: seen exactly when it was touched, or nobody can tell. */
@@ -224,8 +230,9 @@ struct tracked_guest tracked_start(const struct tracked_options *options) {
     guest.touched = calloc(guest.pages, 1);
     guest.there = calloc(guest.pages, 1);
     guest.by_vcpu = calloc(guest.pages, 1);
+    guest.mapped = calloc(guest.pages, 1);
     uint32_t filled = guest.pages - options->empty_pages, *generations = malloc(guest.pages * sizeof(*generations));
-    CHECK(guest.ages && guest.touched && guest.there && guest.by_vcpu && generations, "no memory");
+    CHECK(guest.ages && guest.touched && guest.there && guest.by_vcpu && guest.mapped && generations, "no memory");
     if (options->prepare)
         options->prepare(&guest.vmm);
     for (uint32_t page = 0; page < filled; page++)
@@ -248,6 +255,7 @@ void tracked_end(struct tracked_guest *guest) {
     free(guest->touched);
     free(guest->there);
     free(guest->by_vcpu);
+    free(guest->mapped);
 }
 
 static void begin_touches(struct tracked_guest *guest, uint32_t worker, const uint32_t *pages, uint32_t count,
@@ -268,8 +276,24 @@ static void begin_touches(struct tracked_guest *guest, uint32_t worker, const ui
     free(script);
 }
 
+/* Before any scan: whether a touch that no scan sees had come to the VMM's page table at all. */
+static void note_mapped(struct tracked_guest *guest, const uint32_t *pages, uint32_t count) {
+    uint64_t address = (uint64_t)(uintptr_t)kvm_guest_memory(guest->vmm.guest), entry;
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)guest->vmm.pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0, "%s: %s", path, strerror(errno));
+    for (uint32_t i = 0; i < count; i++) {
+        off_t at = (off_t)((address / KVM_GUEST_PAGE + pages[i]) * sizeof(entry));
+        CHECK(pread(fd, &entry, sizeof(entry), at) == sizeof(entry), "%s: %s", path, strerror(errno));
+        guest->mapped[pages[i]] = (entry & PAGEMAP_IN_USE) != 0;
+    }
+    close(fd);
+}
+
 void tracked_touch(struct tracked_guest *guest, int worker, const uint32_t *pages, uint32_t count, uint64_t *random) {
     uint32_t workers = worker < 0 ? kvm_guest_workers(guest->vmm.guest) : 1, first = worker < 0 ? 0 : (uint32_t)worker;
+    const uint32_t *all = pages, sum = count;
     while (count) {
         uint32_t part = count / workers < KVM_SCRIPT_MAX ? count / workers : KVM_SCRIPT_MAX;
         for (uint32_t i = 0; i < workers; i++) {
@@ -283,6 +307,7 @@ void tracked_touch(struct tracked_guest *guest, int worker, const uint32_t *page
             CHECK(outcome.error == 0, "worker %u: %s", first + i, outcome.why);
         }
     }
+    note_mapped(guest, all, sum);
 }
 
 /* ---- judgement --------------------------------------------------------------------------------------------- */

@@ -47,6 +47,7 @@ struct tracked_guest {
     uint32_t pages;
     uint8_t *ages, *touched, *there; /* the model: age, enum tracked_touch since the last scan, in the file */
     uint8_t *by_vcpu;                /* touched by one since the last scan */
+    uint8_t *mapped; /* the kernel had it in the VMM's page table when the script that touched it had ended */
     struct tracked_score score;
     uint64_t shown; /* mismatches that were described */
 };
