@@ -41,6 +41,7 @@ static void take_ages(struct tracked_guest *guest) {
     memcpy(guest->ages, guest->vault.ages, guest->pages);
     memset(guest->touched, TRACKED_UNTOUCHED, guest->pages);
     memset(guest->by_vcpu, 0, guest->pages);
+    memset(guest->mapped, TRACKED_NOT_LOOKED_AT, guest->pages);
 }
 
 static uint64_t failures_of(struct tracked_guest *guest) {
@@ -96,13 +97,13 @@ static void settle(struct tracked_guest *guest) {
 }
 
 static void show(struct tracked_guest *guest, uint32_t page, const char *what) {
+    static const char *const mapped[] = {[TRACKED_NOT_LOOKED_AT] = "",
+                                         [TRACKED_MAPPED] = ", mapped by the VMM when the script had ended",
+                                         [TRACKED_NOT_MAPPED] = ", NOT mapped by the VMM when the script had ended"};
     if (guest->shown++ < SHOWN_MAX)
         printf("%s, scan %llu: page %u %s (age was %u, is %u, entry %llx%s)\n", guest->tracker,
                (unsigned long long)guest->score.scans, page, what, guest->ages[page], guest->vault.ages[page],
-               (unsigned long long)atomic_load(&guest->vault.table[page]),
-               !guest->touched[page] ? ""
-               : guest->mapped[page] ? ", mapped by the VMM when the script had ended"
-                                     : ", NOT mapped by the VMM when the script had ended");
+               (unsigned long long)atomic_load(&guest->vault.table[page]), mapped[guest->mapped[page]]);
 }
 
 /* Of one page that is in the file. True: seen exactly when it was touched, or nobody can tell. */
@@ -286,7 +287,7 @@ static void note_mapped(struct tracked_guest *guest, const uint32_t *pages, uint
     for (uint32_t i = 0; i < count; i++) {
         off_t at = (off_t)((address / KVM_GUEST_PAGE + pages[i]) * sizeof(entry));
         CHECK(pread(fd, &entry, sizeof(entry), at) == sizeof(entry), "%s: %s", path, strerror(errno));
-        guest->mapped[pages[i]] = (entry & PAGEMAP_IN_USE) != 0;
+        guest->mapped[pages[i]] = entry & PAGEMAP_IN_USE ? TRACKED_MAPPED : TRACKED_NOT_MAPPED;
     }
     close(fd);
 }

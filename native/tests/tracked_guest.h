@@ -26,6 +26,9 @@ enum tracked_touch {
     TRACKED_UNSURE, /* touched, and then something was done to it that may hide that: not judged */
 };
 
+/* Whether the kernel had a page in the VMM's page table when the script that touched it had ended. */
+enum tracked_mapped { TRACKED_NOT_LOOKED_AT, TRACKED_MAPPED, TRACKED_NOT_MAPPED };
+
 /* What was seen against what was to be seen. */
 struct tracked_score {
     uint64_t scans, voids; /* a void scan tells nothing: ages must not have moved */
@@ -47,7 +50,7 @@ struct tracked_guest {
     uint32_t pages;
     uint8_t *ages, *touched, *there; /* the model: age, enum tracked_touch since the last scan, in the file */
     uint8_t *by_vcpu;                /* touched by one since the last scan */
-    uint8_t *mapped; /* the kernel had it in the VMM's page table when the script that touched it had ended */
+    uint8_t *mapped;                 /* enum tracked_mapped: as tracked_touch() left it */
     struct tracked_score score;
     uint64_t shown; /* mismatches that were described */
 };
