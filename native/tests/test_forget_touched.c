@@ -8,9 +8,10 @@
 #include "victim.h"
 
 #define FIRST 64u
+#define SECONDS 60u
 
 static uint32_t pages;
-static uint64_t removed_before;
+static uint64_t removed_before, away_before;
 
 static bool nearly_all_away(const struct fl_status *status) {
     return status->evicted_pages > pages * 3 / 4;
@@ -30,8 +31,22 @@ static void evict_nearly_all(const struct victim *victim, struct fl_pager *conne
     sleep_ms(500);
 }
 
-static bool most_forgotten(const struct fl_status *status) {
-    return status->removed_pages - removed_before > pages / 2;
+/* But for what threads touched while the rest was evicted. */
+static bool all_forgotten(const struct fl_status *status) {
+    return status->removed_pages - removed_before >= away_before - FIRST;
+}
+
+/* All that is to be freed is locked before any of it is: threads may come to it when it has been, not before. */
+static void free_and_touch(struct victim *victim) {
+    struct victim_shared *s = victim->shared;
+    removed_before = status_of(victim).removed_pages;
+    away_before = status_of(victim).evicted_pages;
+    victim_ask(victim, VICTIM_REMOVE, FIRST, pages - FIRST);
+    for (unsigned i = 0; i < SECONDS * 1000 && atomic_load(&s->order) && !atomic_load(&s->lock[pages - 1]); i++)
+        sleep_ms(1);
+    s->hot_pages = 0;
+    victim_wait(victim, SECONDS);
+    sleep_ms(300); /* threads touch it */
 }
 
 int main(int argc, char **argv) {
@@ -51,12 +66,9 @@ int main(int argc, char **argv) {
         victim.shared->hot_pages = FIRST;
         victim_hold(&victim, false);
         evict_nearly_all(&victim, connection);
-        removed_before = status_of(&victim).removed_pages;
-        victim.shared->hot_pages = 0;
-        victim_order(&victim, VICTIM_REMOVE, FIRST, pages - FIRST, 30);
-        sleep_ms(300); /* threads touch it */
-        wait_until(&victim, most_forgotten, 60, "most stored copies are forgotten");
-        CHECK(victim_verify(&victim, 60) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);
+        free_and_touch(&victim);
+        wait_until(&victim, all_forgotten, SECONDS, "the stored copies of all that was freed are forgotten");
+        CHECK(victim_verify(&victim, SECONDS) == 0, "page %llu", (unsigned long long)victim.shared->first_error - 1);
     }
     CHECK(pager_tell(connection, (struct fl_command){.kind = FL_COMMAND_DETACH}).error == 0, "detach");
     fl_pager_close(connection);
