@@ -8,8 +8,8 @@
  *                  [--mappers N] [--heat MIB] [--steady SECONDS [--windows N]]
  *
  * A round: other pages are chosen; arm, then two passes of the guest over them. The second is what they cost when nothing is armed.
- * Arm again (timed), one pass (what it takes longer is the guest's part), collect and harvest (timed), and what
- * was harvested is compared with what was touched. All times are in ns.
+ * A scan (its arming is timed, with the look before it where the tracker sweeps), one pass (what it takes longer is the guest's
+ * part), another scan (its harvest is timed), and what was harvested is compared with what was touched. All times are in ns.
  *
  * --steady: windows of so many seconds in which the guest goes round in the pages without a pause. In every other one there
  * is a scan at its beginning. What is said is touches a window of the guest's own CPU time.
@@ -99,15 +99,20 @@ static int harvest_all(struct run *run, uint64_t *accessed) {
     return error;
 }
 
-static int harvest(struct run *run, struct scan *out) {
+/* And armed, too, if the tracker sweeps. */
+static int harvest(struct run *run, struct scan *armed, struct scan *out) {
     size_t windows = guest_pages(run->guest) / FL_SCAN_PAGES + FL_MAX_REGIONS;
     uint64_t *accessed = calloc(windows, FL_SCAN_PAGES / 8), *at = accessed;
     if (!accessed)
         fail("memory", -ENOMEM);
     memset(accessed, 0, windows * FL_SCAN_PAGES / 8); /* its pages are there before the clock runs */
     uint64_t start_ns = fl_now();
-    int error = harvest_all(run, accessed);
-    out->wall_ns = fl_now() - start_ns;
+    int error = run->ops->sweep ? run->ops->sweep(run->tracker, &armed->stop_ns) : 0;
+    uint64_t swept_ns = fl_now();
+    armed->wall_ns = swept_ns - start_ns;
+    if (!error)
+        error = harvest_all(run, accessed);
+    out->wall_ns = fl_now() - swept_ns;
     run->right = run->missed = run->wrong = 0;
     for (uint32_t i = 0; i < fl_region_count(run->vm) && !error; i++) {
         uint64_t first = fl_region(run->vm, i)->first_page, pages = fl_region_pages(run->vm, i);
@@ -161,18 +166,18 @@ struct round {
 };
 
 static int measure(struct run *run, uint64_t seed, uint32_t touched, struct round *out) {
-    struct scan first;
+    struct scan other;
     guest_choose(run->guest, seed, touched);
-    int error = arm(run, &first);
+    int error = arm(run, &other);
     (void)guest_pass(run->guest);
     out->plain_ns = guest_pass(run->guest);
     if (!error) /* as in a scan: what arming looks for is what was touched since */
-        error = harvest(run, &first);
-    if (!error)
+        error = harvest(run, &out->arm, &other);
+    if (!error && !run->ops->sweep)
         error = arm(run, &out->arm);
     out->armed_ns = guest_pass(run->guest);
     if (!error)
-        error = harvest(run, &out->harvest);
+        error = harvest(run, &other, &out->harvest);
     out->right = run->right;
     out->missed = run->missed;
     out->wrong = run->wrong;
@@ -243,8 +248,8 @@ static void measure_steady(struct run *run, uint32_t touched) {
     guest_roam(run->guest);
     for (uint32_t i = 0; i < 2 * asked->windows; i++) {
         uint64_t start_ns = fl_now(), before = guest_touched(run->guest), cpu_ns = guest_cpu_ns(run->guest);
-        int error = i % 2 ? harvest(run, &one) : 0;
-        int armed = i % 2 ? arm(run, &one) : 0;
+        int error = i % 2 ? harvest(run, &one, &one) : 0;
+        int armed = i % 2 && (error || !run->ops->sweep) ? arm(run, &one) : 0;
         error = error ? error : armed;
         if (error == -ENODEV || error == -ESRCH)
             fail(fl_tracker_name(run->ops->kind), error);

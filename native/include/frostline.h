@@ -222,8 +222,8 @@ struct fl_status {
     uint32_t tracker;           /* enum fl_tracker_kind in use */
     uint32_t freeze;            /* enum fl_freeze in use */
     uint64_t tracker_switches;  /* a tracker failed for good and the next one took over */
-    uint64_t arm_ns;            /* cumulative: time spent in arming */
-    uint64_t harvest_ns;        /* cumulative: time spent in harvesting */
+    uint64_t arm_ns;            /* cumulative: time spent in arming; rwp, zap: and in the look before it */
+    uint64_t harvest_ns;        /* cumulative: time spent in harvesting; rwp, zap: what the look has found */
     uint64_t scan_stop_max_ns;  /* longest single stop or chunk of an arming so far */
     uint64_t sync_windows;      /* FL_FREEZE_RWP: how often sync mode was entered */
     uint64_t sync_long_windows; /* FL_FREEZE_RWP: how often that took longer than 5 ms */

@@ -165,25 +165,38 @@ static int look_for_hidden_io(struct fl_scanner *scanner, bool now) {
     return found > 0 ? -ENODEV : found;
 }
 
+struct arming {
+    uint64_t took_ns, stop_max_ns;
+};
+
+static int make_visible(struct fl_scanner *scanner, int (*arm)(struct fl_tracker *tracker, uint64_t *stop_max_ns),
+                        struct arming *arming) {
+    uint64_t start_ns = fl_now();
+    int error = arm(scanner->tracker, &arming->stop_max_ns);
+    arming->took_ns = fl_now() - start_ns;
+    return error;
+}
+
 bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     struct fl_vm *vm = scanner->vm;
-    uint64_t stop_max_ns = 0;
+    struct arming arming = {0};
     int error = look_for_hidden_io(scanner, true);
-    if (!error && scanner->armed) {
+    bool armed = scanner->armed, harvested = false;
+    if (!error && armed && scanner->ops->sweep)
+        error = make_visible(scanner, scanner->ops->sweep, &arming);
+    if (!error && armed) {
         error = fl_age_scan(vm, scanner->ops, scanner->tracker, counts);
-        if (error && scanner->ops->forget)
-            scanner->ops->forget(scanner->tracker);
+        harvested = !error;
     }
-    bool harvested = scanner->armed && !error;
-    if (!error) {
-        uint64_t start_ns = fl_now();
-        error = scanner->ops->arm(scanner->tracker, &stop_max_ns);
-        FL_COUNT(vm, arm_ns, fl_now() - start_ns);
-        tell_grain(scanner);
-    }
-    note_armed(scanner, !error);
-    if (stop_max_ns > FL_READ(vm, scan_stop_max_ns))
-        FL_SET(vm, scan_stop_max_ns, stop_max_ns);
+    if (error && armed && scanner->ops->voided)
+        scanner->ops->voided(scanner->tracker);
+    if (!error && !(armed && scanner->ops->sweep))
+        error = make_visible(scanner, scanner->ops->arm, &arming);
+    FL_COUNT(vm, arm_ns, arming.took_ns);
+    tell_grain(scanner);
+    note_armed(scanner, !error || (armed && scanner->ops->sweep));
+    if (arming.stop_max_ns > FL_READ(vm, scan_stop_max_ns))
+        FL_SET(vm, scan_stop_max_ns, arming.stop_max_ns);
     if (error)
         void_scan(scanner, harvested, error);
     else if (harvested)

@@ -19,7 +19,7 @@
 #define PAGES (2 * FL_SCAN_PAGES) /* two windows: one can be done when the other fails */
 #define FIRST_AGE 7
 
-enum place { NOWHERE, IN_COLLECT, IN_FIRST_WINDOW, IN_SECOND_WINDOW, WITHOUT_RAM_VIEW, IN_ARM };
+enum place { NOWHERE, IN_COLLECT, IN_SWEEP, IN_FIRST_WINDOW, IN_SECOND_WINDOW, WITHOUT_RAM_VIEW, IN_ARM };
 
 static struct {
     enum place fails_in;
@@ -54,6 +54,13 @@ static int collect(struct fl_tracker *tracker) {
     return fake.fails_in == IN_COLLECT ? fake.error : 0;
 }
 
+static int sweep(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    (void)tracker;
+    *stop_max_ns = 0;
+    fake.collected = true;
+    return fake.fails_in == IN_SWEEP ? fake.error : 0;
+}
+
 static void forget(struct fl_tracker *tracker) {
     (void)tracker;
     fake.collected = false;
@@ -77,17 +84,18 @@ static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     return fake.fails_in == IN_ARM ? fake.error : 0;
 }
 
-#define FAKE(which)      \
-    {.kind = (which),    \
-     .sees_io = true,    \
-     .probe = probe,     \
-     .create = create,   \
-     .destroy = destroy, \
-     .collect = collect, \
-     .harvest = harvest, \
-     .forget = forget,   \
+#define FAKE(which, begin) \
+    {.kind = (which),      \
+     .sees_io = true,      \
+     .probe = probe,       \
+     .create = create,     \
+     .destroy = destroy,   \
+     .begin = begin,       \
+     .harvest = harvest,   \
+     .voided = forget,     \
      .arm = arm}
-static const struct fl_tracker_ops first_choice = FAKE(FL_TRACKER_RWP), second_choice = FAKE(FL_TRACKER_ZAP);
+static const struct fl_tracker_ops first_choice = FAKE(FL_TRACKER_RWP, collect),
+                                   second_choice = FAKE(FL_TRACKER_ZAP, collect), sweeper = FAKE(FL_TRACKER_ZAP, sweep);
 
 static void set_ages(struct fl_vm *vm) {
     memset(vm->vault.ages, FIRST_AGE, PAGES);
@@ -127,18 +135,21 @@ static void fails(struct fl_scanner *scanner, enum place place, int error, const
         CHECK(!fake.collected, "%s: what was collected for the void scan is kept", where);
         CHECK(memcmp(&counts, &before, sizeof(counts)) == 0, "%s: the counts of the scan before are gone", where);
     }
-    /* Nobody knows what was touched meanwhile: armed first, harvested the time after. */
     fake.fails_in = NOWHERE;
-    fake.harvests = 0;
+    fake.harvests = fake.arms = 0;
     set_ages(vm);
+    if (!scanner->ops->sweep) { /* nobody knows what was touched meanwhile: armed first, harvested the time after */
+        moved = fl_scanner_scan(scanner, &counts);
+        count_ages(vm, &older, &young, &same);
+        CHECK(!moved && fake.harvests == 0 && same == PAGES, "%s: harvested what was never armed", where);
+        CHECK(fake.arms == 1, "%s: armed %u times", where, fake.arms);
+    }
     moved = fl_scanner_scan(scanner, &counts);
     count_ages(vm, &older, &young, &same);
-    CHECK(!moved && fake.harvests == 0 && same == PAGES, "%s: harvested what was never armed", where);
-    moved = fl_scanner_scan(scanner, &counts);
-    count_ages(vm, &older, &young, &same);
+    CHECK(fake.arms == (scanner->ops->sweep ? 0 : 2), "%s, then well: armed %u times", where, fake.arms);
     CHECK(moved && older == PAGES / 2 && young == PAGES / 2, "%s, then well: %u older, %u young", where, older, young);
     CHECK(counts.accessed == PAGES / 2 && counts.candidates[FIRST_AGE + 1] == PAGES / 2, "%s: counts", where);
-    printf("%s: void, and the one after the next arming is whole\n", where);
+    printf("%s: void, and the one after %s is whole\n", where, scanner->ops->sweep ? "it" : "the next arming");
 }
 
 static void check_switch_said(struct said *said, int error) {
@@ -185,7 +196,8 @@ static void gives_way(struct fl_vm *vm, struct fl_fault_server *faults, int erro
 }
 
 int main(int argc, char **argv) {
-    const struct fl_tracker_list trackers = {.count = 1, .ops = {&first_choice}};
+    const struct fl_tracker_list trackers = {.count = 1, .ops = {&first_choice}},
+                                 sweepers = {.count = 1, .ops = {&sweeper}};
     struct fl_scanner scanner;
     struct fl_age_counts counts;
     static struct fl_vm vm;
@@ -204,6 +216,12 @@ int main(int argc, char **argv) {
     fails(&scanner, IN_SECOND_WINDOW, -EIO, "the second window fails");
     fails(&scanner, WITHOUT_RAM_VIEW, 0, "the host does not say what is in RAM");
     fails(&scanner, IN_ARM, -EIO, "arming fails");
+    fl_scanner_stop(&scanner);
+    fl_scanner_start(&scanner, &vm, faults, &sweepers);
+    CHECK(!fl_scanner_scan(&scanner, &counts), "the first scan only arms");
+    fails(&scanner, IN_SWEEP, -EIO, "the sweep fails");
+    fails(&scanner, IN_SECOND_WINDOW, -EIO, "the second window behind a sweep fails");
+    fails(&scanner, WITHOUT_RAM_VIEW, 0, "the host does not say behind a sweep what is in RAM");
     fl_scanner_stop(&scanner);
     gives_way(&vm, faults, -ENODEV, 1);
     gives_way(&vm, faults, -EIO, 9);

@@ -181,17 +181,9 @@ struct arming {
 static void *arm(void *argument) {
     struct arming *arming = argument;
     uint64_t stop_ns;
-    arming->error = fl_tracker_zap.arm(arming->tracker, &stop_ns);
+    arming->error = fl_tracker_zap.sweep(arming->tracker, &stop_ns);
     atomic_store(&arming->ended, true);
     return NULL;
-}
-
-static void harvest(struct fl_tracker *tracker) {
-    uint64_t accessed[PAGES / 64];
-    CHECK(fl_tracker_zap.collect(tracker) == 0, "collect");
-    for (uint64_t page = 0; page < PAGES; page += FL_WINDOW_PAGES)
-        CHECK(fl_tracker_zap.harvest(tracker, 0, fl_region(&vm, 0)->first_page + page, FL_WINDOW_PAGES, accessed) == 0,
-              "harvest");
 }
 
 static struct fl_fault_server *serve(struct arming *arming) {
@@ -212,7 +204,6 @@ static void replaced(const char *words, struct place (*how)(void)) {
     pthread_t debugger, armer;
     leave = how;
     struct fl_fault_server *faults = serve(&arming);
-    harvest(arming.tracker);
     atomic_store(&traced, 0);
     atomic_store(&let_go, 0);
     CHECK(pthread_create(&debugger, NULL, debug, NULL) == 0, "thread");

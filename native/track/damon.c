@@ -430,6 +430,6 @@ const struct fl_tracker_ops fl_tracker_damon = {
     .grain = grain_of,
     .collect = collect,
     .harvest = harvest,
-    .forget = forget,
+    .voided = forget,
     .arm = arm,
 };

@@ -34,6 +34,7 @@
 #include "track/direct_io.h"
 #include "track/lru.h"
 #include "track/page_idle.h"
+#include "track/seen.h"
 #include "track/tlb.h"
 #include "track/track.h"
 
@@ -43,9 +44,7 @@ struct fl_tracker {
     struct fl_vm *vm;
     struct fl_lru lru;
     struct fl_tlb tlb;
-    /* What collect() has read, by region, until harvest() has told of it: pages of the region up to `told` are. */
-    uint64_t *seen[FL_MAX_REGIONS];
-    uint64_t told[FL_MAX_REGIONS];
+    struct fl_seen seen;
     struct fl_page_idle idle;
 };
 
@@ -74,11 +73,7 @@ static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *
 /* ---- a scan's harvest --------------------------------------------------------------------------------------- */
 
 static void forget(struct fl_tracker *tracker) {
-    for (uint32_t i = 0; i < FL_MAX_REGIONS; i++) {
-        free(tracker->seen[i]);
-        tracker->seen[i] = NULL;
-        tracker->told[i] = 0;
-    }
+    fl_seen_forget(&tracker->seen);
 }
 
 static void destroy(struct fl_tracker *tracker) {
@@ -148,15 +143,14 @@ static int for_all(struct fl_tracker *tracker,
 }
 
 static int look(struct fl_tracker *tracker, uint32_t region, uint64_t skipped) {
-    if (!tracker->seen[region])
-        tracker->seen[region] = calloc((fl_region_pages(tracker->vm, region) + 63) / 64, sizeof(uint64_t));
-    return tracker->seen[region] ? fl_page_idle_accessed(&tracker->idle, tracker->seen[region] + skipped / 64)
-                                 : -ENOMEM;
+    uint64_t *seen = fl_seen_bits(&tracker->seen, tracker->vm, region);
+    return seen ? fl_page_idle_accessed(&tracker->idle, seen + skipped / 64) : -ENOMEM;
 }
 
 /* Pages that were migrated wait in a batch like new ones: they have their marks, but are not looked at there. */
 static int collect(struct fl_tracker *tracker) {
     forget(tracker);
+    fl_seen_begin(&tracker->seen);
     fl_lru_drain(&tracker->lru);
     int error = for_all(tracker, look);
     if (error)
@@ -164,16 +158,10 @@ static int collect(struct fl_tracker *tracker) {
     return error;
 }
 
-/* What collect() has read is told once, in the order of a scan; whoever asks again wants to know of accesses until now. */
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    uint64_t skip = first - fl_region(tracker->vm, region)->first_page;
-    size_t bytes = (count + 63) / 64 * sizeof(*accessed);
-    if (tracker->seen[region] && skip == tracker->told[region]) {
-        memcpy(accessed, tracker->seen[region] + skip / 64, bytes);
-        tracker->told[region] += count;
+    if (fl_seen_tell(&tracker->seen, tracker->vm, region, first, count, accessed))
         return 0;
-    }
-    memset(accessed, 0, bytes);
+    memset(accessed, 0, (count + 63) / 64 * sizeof(*accessed));
     int error = fl_page_idle_find(&tracker->idle, tracker->vm, region, first, count);
     return error ? error : fl_page_idle_accessed(&tracker->idle, accessed);
 }
@@ -209,6 +197,6 @@ const struct fl_tracker_ops fl_tracker_idle = {
     .destroy = destroy,
     .collect = collect,
     .harvest = harvest,
-    .forget = forget,
+    .voided = forget,
     .arm = arm,
 };

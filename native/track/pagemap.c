@@ -25,21 +25,25 @@ long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pag
     return count;
 }
 
-int fl_pagemap_bits(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint32_t region,
-                    uint64_t first, uint32_t count, uint64_t *bits) {
-    uint64_t base = fl_address_of_page(vm, region, first);
-    uint64_t at = base, end = base + (uint64_t)count * FL_PAGE_SIZE;
-    memset(bits, 0, (count + 63) / 64 * sizeof(*bits));
-    while (at < end) {
-        long runs = fl_pagemap_runs(pagemap, vm, kind, &at, end);
+int fl_pagemap_mark(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint64_t base,
+                    uint64_t from, uint64_t end, uint64_t *bits) {
+    while (from < end) {
+        long runs = fl_pagemap_runs(pagemap, vm, kind, &from, end);
         if (runs < 0)
             return (int)runs;
         for (long i = 0; i < runs; i++) {
-            uint64_t from = (pagemap->runs[i].start - base) / FL_PAGE_SIZE;
+            uint64_t first = (pagemap->runs[i].start - base) / FL_PAGE_SIZE;
             uint64_t to = (pagemap->runs[i].end - base) / FL_PAGE_SIZE;
-            for (uint64_t page = from; page < to; page++)
+            for (uint64_t page = first; page < to; page++)
                 bits[page / 64] |= UINT64_C(1) << (page % 64);
         }
     }
     return 0;
+}
+
+int fl_pagemap_bits(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint32_t region,
+                    uint64_t first, uint32_t count, uint64_t *bits) {
+    uint64_t base = fl_address_of_page(vm, region, first);
+    memset(bits, 0, (count + 63) / 64 * sizeof(*bits));
+    return fl_pagemap_mark(pagemap, vm, kind, base, base, base + (uint64_t)count * FL_PAGE_SIZE, bits);
 }

@@ -14,8 +14,8 @@
 #include "base/clock.h"
 #include "base/kernel.h"
 #include "swap/uffd.h"
-#include "track/late.h"
 #include "track/pagemap.h"
+#include "track/seen.h"
 #include "track/track.h"
 
 #define CHUNK_BYTES_MAX (UINT64_C(64) << 20)
@@ -29,7 +29,7 @@ struct fl_tracker {
     struct fl_vm *vm;
     uint64_t chunk_bytes;
     struct fl_pagemap pagemap;
-    struct fl_late late;
+    struct fl_seen seen;
 };
 
 static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
@@ -65,23 +65,25 @@ static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tr
 static void destroy(struct fl_tracker *tracker) {
     if (!tracker)
         return;
-    fl_late_end(&tracker->late);
+    fl_seen_forget(&tracker->seen);
     free(tracker); /* asynchronous protection makes nobody wait: it goes with the next touch, or on unregistering */
 }
 
-static int collect(struct fl_tracker *tracker) {
-    return fl_late_begin(&tracker->late, tracker->vm);
-}
-
 static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    int error = fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_ACCESSED, region, first, count, accessed);
-    if (!error)
-        fl_late_note(&tracker->late, tracker->vm, region, first, count, accessed);
-    return error;
+    if (fl_seen_tell(&tracker->seen, tracker->vm, region, first, count, accessed))
+        return 0;
+    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_ACCESSED, region, first, count, accessed);
 }
 
-/* The VMM's mmap lock is held for reading as long as a chunk takes; faults need it too only now and then. */
-static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *stop_max_ns) {
+static void keep(struct fl_tracker *tracker) {
+    fl_seen_keep(&tracker->seen, tracker->vm);
+}
+
+/*
+ * The VMM's mmap lock is held for reading as long as a chunk takes; faults need it too only now and then. With a look at each
+ * chunk before it, as late as can be: what is touched between the two is not seen.
+ */
+static int arm_region(struct fl_tracker *tracker, uint32_t region, bool looks, uint64_t *stop_max_ns) {
     struct fl_vm *vm = tracker->vm;
     uint64_t at = fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
     uint64_t end = at + fl_region(vm, region)->length;
@@ -90,7 +92,9 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *sto
         uint64_t start_ns = 0;
         int error = -EAGAIN;
         for (uint32_t i = 0; i < PROTECT_ROUNDS && error == -EAGAIN; i++) {
-            error = fl_late_look(&tracker->late, vm, &tracker->pagemap, FL_PAGES_ACCESSED, region, at, at + length);
+            error =
+                looks ? fl_seen_look(&tracker->seen, vm, &tracker->pagemap, FL_PAGES_ACCESSED, region, at, at + length)
+                      : 0;
             start_ns = fl_now();
             if (!error)
                 error = fl_uffd_protect_patiently(vm, at, length, true, PROTECT_TRIES);
@@ -109,17 +113,24 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region, uint64_t *sto
     return 0;
 }
 
-static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+static int arm_all(struct fl_tracker *tracker, bool looks, uint64_t *stop_max_ns) {
     struct fl_vm *vm = tracker->vm;
     int error = 0;
     *stop_max_ns = 0;
     for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++) {
         if (!atomic_load(&fl_region(vm, i)->gone))
-            error = arm_region(tracker, i, stop_max_ns);
+            error = arm_region(tracker, i, looks, stop_max_ns);
     }
-    if (!error)
-        fl_late_end(&tracker->late);
     return error;
+}
+
+static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    return arm_all(tracker, false, stop_max_ns);
+}
+
+static int sweep(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    fl_seen_begin(&tracker->seen);
+    return arm_all(tracker, true, stop_max_ns);
 }
 
 const struct fl_tracker_ops fl_tracker_rwp = {
@@ -130,7 +141,8 @@ const struct fl_tracker_ops fl_tracker_rwp = {
     .probe = probe,
     .create = create,
     .destroy = destroy,
-    .collect = collect,
     .harvest = harvest,
+    .voided = keep,
     .arm = arm,
+    .sweep = sweep,
 };

@@ -3,7 +3,8 @@
  * Trackers: ways to see which pages were accessed since the last arming. One interface, a file a tracker.
  * Ages and histograms (track/age.h) are made from what a tracker harvests and know nothing of how it saw.
  *
- * A scan is: collect, harvest of every part of every region, then arm, which makes young what was touched in between.
+ * The first scan arms. Each one after it is: collect, harvest of every part of every region, then arm; or, by a tracker that
+ * can look at a part and arm it in one go, sweep and then harvest. So little is lost of what is touched meanwhile.
  * Between scans the chooser harvests single windows again, to leave out what was touched since.
  */
 #ifndef FL_TRACK_TRACK_H
@@ -57,14 +58,23 @@ struct fl_tracker_ops {
      * arming: bit i of `accessed` is page first + i. Does not change what it looks at. Errors as collect().
      */
     int (*harvest)(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
-    /* NULL, or called when a scan is void after collect() has been asked: what it got belongs to no scan any more. */
-    void (*forget)(struct fl_tracker *tracker);
+    /*
+     * NULL, or called when a scan is void after collect() or sweep() has been asked. What collect() got belongs to no scan any
+     * more; what sweep() has found cannot be found again, and is kept for the next scan.
+     */
+    void (*voided)(struct fl_tracker *tracker);
     /*
      * Make all accesses from now on visible, chunk by chunk so that no vCPU waits longer than 1 ms.
      * *stop_max_ns gets the longest single stop. On error nothing was seen from then on: the next scan arms again and
      * harvests nothing. Errors as collect().
      */
     int (*arm)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
+    /*
+     * NULL, or called instead of collect() and arm() once all is armed: get what harvest() will tell, and arm, each chunk as soon as
+     * it was looked at. On error what it has not come to is still to be seen, so the next scan sweeps again. Of a pager that is
+     * killed between this and the end of the scan, the touches since the scan before are forgotten. As arm() besides.
+     */
+    int (*sweep)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
 };
 
 extern const struct fl_tracker_ops fl_tracker_rwp;

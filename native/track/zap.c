@@ -15,8 +15,8 @@
 #include "base/clock.h"
 #include "swap/fault.h"
 #include "swap/removed.h"
-#include "track/late.h"
 #include "track/pagemap.h"
+#include "track/seen.h"
 #include "track/track.h"
 
 #define CHUNK_PAGES_FIRST 2048u /* present pages dropped by one call; adapts to what it takes */
@@ -35,8 +35,9 @@ struct fl_tracker {
     uint64_t stop_max_ns; /* of the arming under way */
     uint32_t region;      /* that is being armed; where it was when that began */
     uint64_t base;
-    struct fl_pagemap pagemap, looked; /* the runs that are being dropped, and a last look at them */
-    struct fl_late late;
+    bool looks;                        /* at what it drops, before it does */
+    struct fl_pagemap pagemap, looked; /* the runs that are being dropped, and that look at them */
+    struct fl_seen seen;
 };
 
 static uint64_t base_of(struct fl_vm *vm, uint32_t region) {
@@ -80,19 +81,18 @@ static void destroy(struct fl_tracker *tracker) {
     if (!tracker)
         return;
     fl_gate_close(tracker->gate);
-    fl_late_end(&tracker->late);
+    fl_seen_forget(&tracker->seen);
     free(tracker);
 }
 
-static int collect(struct fl_tracker *tracker) {
-    return fl_late_begin(&tracker->late, tracker->vm);
+static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
+    if (fl_seen_tell(&tracker->seen, tracker->vm, region, first, count, accessed))
+        return 0;
+    return fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_MAPPED, region, first, count, accessed);
 }
 
-static int harvest(struct fl_tracker *tracker, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed) {
-    int error = fl_pagemap_bits(&tracker->pagemap, tracker->vm, FL_PAGES_MAPPED, region, first, count, accessed);
-    if (!error)
-        fl_late_note(&tracker->late, tracker->vm, region, first, count, accessed);
-    return error;
+static void keep(struct fl_tracker *tracker) {
+    fl_seen_keep(&tracker->seen, tracker->vm);
 }
 
 /* *made: the VMM has made the call, whatever its kernel said to that. */
@@ -121,11 +121,17 @@ int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults) {
     return 0;
 }
 
-/* With a last look at the pages. Marked only here: what the VMM frees between two tries is known at once. */
+static int look(struct fl_tracker *tracker, uint64_t start, uint64_t end) {
+    return fl_seen_look(&tracker->seen, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, tracker->region, start, end);
+}
+
+/*
+ * With a look at the pages as late as can be: what is touched between the two is not seen. Marked only here: what the VMM
+ * frees between two tries is known at once.
+ */
 static int try_zap(struct fl_tracker *tracker, uint64_t start, uint64_t end) {
     bool made;
-    int error =
-        fl_late_look(&tracker->late, tracker->vm, &tracker->looked, FL_PAGES_MAPPED, tracker->region, start, end);
+    int error = tracker->looks ? look(tracker, start, end) : 0;
     if (error)
         return error;
     fl_zap_mark(tracker->vm, start, end);
@@ -152,6 +158,8 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
     uint64_t start = 0, stop = 0, pages = 0;
     tracker->region = region;
     tracker->base = at;
+    if (tracker->looks && !fl_seen_bits(&tracker->seen, vm, region))
+        return -ENOMEM;
     while (at < end) {
         long runs = fl_pagemap_runs(&tracker->pagemap, vm, FL_PAGES_MAPPED, &at, end);
         if (runs < 0)
@@ -177,18 +185,26 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
     return pages ? zap(tracker, start, stop) : 0;
 }
 
-static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+static int arm_all(struct fl_tracker *tracker, bool looks, uint64_t *stop_max_ns) {
     struct fl_vm *vm = tracker->vm;
+    tracker->looks = looks;
     tracker->stop_max_ns = 0;
     int error = fl_zap_marked(vm) ? -EBUSY : 0;
     for (uint32_t i = 0; i < fl_region_count(vm) && !error; i++) {
         if (!atomic_load(&fl_region(vm, i)->gone))
             error = arm_region(tracker, i);
     }
-    if (!error)
-        fl_late_end(&tracker->late);
     *stop_max_ns = tracker->stop_max_ns;
     return error;
+}
+
+static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    return arm_all(tracker, false, stop_max_ns);
+}
+
+static int sweep(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
+    fl_seen_begin(&tracker->seen);
+    return arm_all(tracker, true, stop_max_ns);
 }
 
 static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
@@ -211,7 +227,8 @@ const struct fl_tracker_ops fl_tracker_zap = {
     .probe = probe,
     .create = create,
     .destroy = destroy,
-    .collect = collect,
     .harvest = harvest,
+    .voided = keep,
     .arm = arm,
+    .sweep = sweep,
 };

@@ -63,7 +63,7 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
         "test_touch_late": [
             rf"{tracker:<5} \d+ pages {what}"
             for tracker in seen_io
-            for what in ("touched between", "brought back: candidates")
+            for what in ("touched behind the sweep", "touched before a void scan", "brought back: candidates")
         ],
         "test_fault_waiters": ["memory that has failed: answered"],
         "test_rwp_anonymous": [r"swapped out: \d{4,} pages"],
