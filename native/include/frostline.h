@@ -218,7 +218,7 @@ struct fl_status {
     uint64_t scans;
     uint64_t last_scan_ns; /* time at its end */
     uint64_t last_scan_took_ns;
-    uint64_t scan_failures;     /* void scans: ages did not move */
+    uint64_t scan_failures;     /* void scans: no page got older */
     uint32_t tracker;           /* enum fl_tracker_kind in use */
     uint32_t freeze;            /* enum fl_freeze in use */
     uint64_t tracker_switches;  /* a tracker failed for good and the next one took over */

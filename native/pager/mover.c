@@ -105,7 +105,7 @@ static void scan(struct fl_mover *mover) {
     mover->settled_ns = fl_now() + settling_ns(mover);
     if (harvested && mover->scanner.armed)
         fl_choose_restart(chooser);
-    else /* what was touched meanwhile is in no age, or what is touched from now on cannot be seen */
+    else /* what was touched meanwhile is in no count, or what is touched from now on cannot be seen */
         forget_candidates(chooser);
     if (!harvested)
         return;

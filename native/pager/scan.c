@@ -142,7 +142,7 @@ static void void_scan(struct fl_scanner *scanner, bool harvested, int error) {
     fl_log_text(error == -ESRCH || !scanner->tracker ? FL_LOG_DEBUG : FL_LOG_WARNING,
                 harvested ? "arm_failed" : "scan_void", "tracker %s on process %d: %s; %s, the next scan tries again",
                 fl_tracker_name(scanner->ops->kind), vm->pid, strerror(-error),
-                harvested ? "ages had moved, and what is touched now may be missed" : "ages did not move");
+                harvested ? "ages had moved, and what is touched now may be missed" : "no page got older");
     /* Memory that is not where it was, and a call that does not end, are no fault of the tracker's. */
     bool counts = error != -ESRCH && !atomic_load(&vm->parted) && !fl_zap_marked(vm);
     if (error == -ENODEV || (counts && ++scanner->void_scans >= VOID_SCANS_MAX))

@@ -368,7 +368,7 @@ static void test_pager_goes_on(uint64_t seed) {
     snprintf(words, sizeof(words), "kdamond 1 on process %d)", (int)victim.pid);
     check_said(log, "\"damon_lost\"", "\"level\":\"warning\"",
                words); /* why: check_lost(); here it depends on the moment */
-    check_said(log, "\"scan_void\"", "tracker damon on process", "ages did not move");
+    check_said(log, "\"scan_void\"", "tracker damon on process", "no page got older");
     check_said(log, "\"tracker_chosen\"", "\"tracker\":\"zap\"", "\"before\":\"damon\"");
     free(log);
     said_close(&said);

@@ -35,15 +35,21 @@ bool fl_seen_tell(struct fl_seen *seen, struct fl_vm *vm, uint32_t region, uint6
     return true;
 }
 
+/* What is seen of a page that we brought back is our own doing, until it has been armed. */
+static void make_young(struct fl_vm *vm, uint64_t page) {
+    fl_entry entry = atomic_load_explicit(fl_slot(vm, page), memory_order_relaxed);
+    if (entry != fl_entry_make(FL_PAGE_RESIDENT, FL_TIER_BROUGHT, 0) &&
+        __atomic_load_n(&vm->vault.ages[page], __ATOMIC_RELAXED))
+        __atomic_store_n(&vm->vault.ages[page], 0, __ATOMIC_RELAXED);
+}
+
 void fl_seen_keep(struct fl_seen *seen, struct fl_vm *vm) {
     seen->begun = false;
     for (uint32_t i = 0; i < FL_MAX_REGIONS; i++) {
         seen->told[i] = 0;
-        for (uint64_t at = 0; at < seen->pages[i]; at++) {
-            uint8_t *age = &vm->vault.ages[fl_region(vm, i)->first_page + at];
-            if (seen->bits[i][at / 64] >> (at % 64) & 1 && __atomic_load_n(age, __ATOMIC_RELAXED))
-                __atomic_store_n(age, 0, __ATOMIC_RELAXED);
-        }
+        for (uint64_t at = 0; at < seen->pages[i]; at++)
+            if (seen->bits[i][at / 64] >> (at % 64) & 1)
+                make_young(vm, fl_region(vm, i)->first_page + at);
     }
 }
 

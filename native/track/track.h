@@ -71,7 +71,8 @@ struct fl_tracker_ops {
     int (*arm)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
     /*
      * NULL, or called instead of collect() and arm() once all is armed: get what harvest() will tell, and arm, each chunk as soon as
-     * it was looked at. On error what it has not come to is still to be seen, so the next scan sweeps again. Of a pager that is
+     * it was looked at. On error what it has not come to is still to be seen (but for what a call of `zap` drops that ends too late), so the next
+     * scan sweeps again. Of a pager that is
      * killed between this and the end of the scan, the touches since the scan before are forgotten. As arm() besides.
      */
     int (*sweep)(struct fl_tracker *tracker, uint64_t *stop_max_ns);

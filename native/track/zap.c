@@ -44,6 +44,12 @@ static uint64_t base_of(struct fl_vm *vm, uint32_t region) {
     return fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
 }
 
+static bool has_moved(const struct fl_tracker *tracker) {
+    struct fl_vm *vm = tracker->vm;
+    return atomic_load(&vm->parted) || atomic_load(&fl_region(vm, tracker->region)->gone) ||
+           base_of(vm, tracker->region) != tracker->base;
+}
+
 /*
  * The VMM may unmap or move memory meanwhile, all of a region or a part, and have its own at that address: dropped, that would be
  * zeros. While an event is being read it is not known yet, and waiting is not for the real-time thread that asks.
@@ -53,10 +59,7 @@ static int is_in_place(void *context) {
     struct fl_vm *vm = tracker->vm;
     if (fl_removed_is_reading(vm))
         return -EBUSY;
-    if (atomic_load(&vm->parted) || atomic_load(&fl_region(vm, tracker->region)->gone) ||
-        base_of(vm, tracker->region) != tracker->base)
-        return -ECANCELED;
-    return 0;
+    return has_moved(tracker) ? -ECANCELED : 0;
 }
 
 static int create(struct fl_vm *vm, struct fl_fault_server *faults, struct fl_tracker **out) {
@@ -182,7 +185,9 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
             }
         }
     }
-    return pages ? zap(tracker, start, stop) : 0;
+    int error = pages ? zap(tracker, start, stop) : 0;
+    /* Where nothing was left, nobody has looked: had it moved away meanwhile, all of it would seem idle. */
+    return !error && tracker->looks && has_moved(tracker) ? -EAGAIN : error;
 }
 
 static int arm_all(struct fl_tracker *tracker, bool looks, uint64_t *stop_max_ns) {
