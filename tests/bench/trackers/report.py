@@ -138,7 +138,9 @@ def rows(place: PlaceResults) -> list[Row]:
         if ratio is not None:
             mib = pages // 256
             what = f"{place.title}: scanner's cost, idle / rwp, 1/16 touched of {mib} MiB"
-            found.append(Row(f"{place.key}.idle_by_rwp.{mib}", what, value=ratio))
+            found.append(
+                Row(f"{place.key}.idle_by_rwp.{mib}", what, value=ratio, limit=SCANNER_RATIO_LIMIT, at_least=True)
+            )
     for name in EXACT:
         guests = (("kvm", place.kvm + place.heated), ("plain", place.by_touched + place.by_size))
         for guest, all_points in guests:
