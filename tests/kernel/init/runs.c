@@ -196,6 +196,8 @@ void runs_signal(uint32_t id, int signal) {
 
 static void kill_all(struct run *run) {
     run->killed_ms = now_ms();
+    if (!run->reaped)
+        kill(run->pid, SIGKILL); /* it may not have entered its cgroup yet */
     cgroup_write(run->id, "/cgroup.kill", "1");
 }
 
