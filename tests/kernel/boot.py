@@ -15,6 +15,7 @@ from typing import Self
 
 from tests.system.guest.errors import GuestError
 from tests.system.guest.kernel import GuestKernel
+from tests.system.guest.qmp import QmpClient
 
 from .channel import Channel, Running
 from .clock import tsc_khz
@@ -22,10 +23,10 @@ from .console import KernelConsole
 from .contents import PAGER, initramfs
 from .debian import debian_kernel
 from .result import Result
+from .stopped import stopped_cpu
 
 _BOOT_LIMIT_SECONDS = 120.0
 _OFF_LIMIT_SECONDS = 20.0
-_STILL_SECONDS = 10.0
 _CONSOLE_LIMIT_SECONDS = 5.0
 _COMMAND_LINE = (
     "console=ttyS0",
@@ -114,7 +115,7 @@ class Kernel:
             arguments += ["-numa", f"node,memdev=node{node},cpus={node * cpus}-{(node + 1) * cpus - 1}"]
         return arguments
 
-    def _arguments(self, image: Path, port: int, console: int) -> list[str]:
+    def _arguments(self, image: Path, port: int, console: int, monitor: int) -> list[str]:
         command = ["qemu-system-x86_64", "-machine", "pc", "-no-user-config", "-nodefaults", "-display", "none"]
         command += ["-name", "kernel,debug-threads=on"]
         # TCG's "max" has AMD's SVM with nested paging, whatever the machine: KVM works inside.
@@ -124,6 +125,7 @@ class Kernel:
         command += ["-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"]
         command += ["-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial-pci"]
         command += ["-device", "virtserialport,chardev=port,name=frostline,nr=1"]
+        command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
         for number, disk in enumerate(self.config.images):
             command += ["-drive", f"if=none,id=disk{number},file={disk},format=raw,readonly=on"]
             command += ["-device", f"virtio-blk-pci,drive=disk{number}"]
@@ -142,24 +144,28 @@ class Kernel:
         self.folder.mkdir(parents=True, exist_ok=True)
         image = self.folder / "initramfs.cpio"
         image.write_bytes(initramfs(self.kernel, self.config.added, self.config.texts))
-        (our_port, port), (our_console, console) = socket.socketpair(), socket.socketpair()
+        (our_port, port), (our_console, console), (our_monitor, monitor) = (socket.socketpair() for _ in range(3))
+        theirs = [port.fileno(), console.fileno(), monitor.fileno()]
         try:
             with (self.folder / "qemu.log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", "--", *self._arguments(image, port.fileno(), console.fileno())],
+                    ["setpriv", "--pdeathsig", "KILL", "--", *self._arguments(image, *theirs)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=[port.fileno(), console.fileno()],
+                    pass_fds=theirs,
                     start_new_session=True,  # a ^C at the terminal is for us to act on, in our order
                 )
         except OSError as error:
             our_port.close()
             our_console.close()
+            our_monitor.close()
             raise GuestError(f"cannot start setpriv: {error}; install util-linux") from error
         finally:
             port.close()
             console.close()
+            monitor.close()
+        self._monitor = QmpClient(our_monitor)
         self._console = KernelConsole(our_console, self.folder / "console.log")
         self._channel = Channel(our_port)
 
@@ -169,6 +175,7 @@ class Kernel:
         self._process.wait(_OFF_LIMIT_SECONDS)
         self._channel.close()
         self._console.close()
+        self._monitor.close()
         with contextlib.suppress(OSError):
             os.unlink(self.folder / "initramfs.cpio")
 
@@ -189,36 +196,19 @@ class Kernel:
         return self._broken or self._console.trouble()
 
     @property
-    def pid(self) -> int:
+    def monitor(self) -> QmpClient:
         """QEMU's."""
-        return self._process.pid
+        return self._monitor
 
-    def stands_still(self) -> bool:
-        """Whether the emulated machine has stopped: no command is answered, and no CPU of it has run at all since.
-
-        TCG has been seen to leave all CPUs halted with timers due. Whatever hangs inside, a kernel that lives takes
-        interrupts.
-        """
+    def stopped(self) -> str | None:
+        """Proof that the emulator is to blame for what hangs, not what runs inside; nothing more is to be run then."""
         if self._process.poll() is not None:
-            return False
-        asked = self.start(["true"], timeout=_STILL_SECONDS)
-        deadline = time.monotonic() + _STILL_SECONDS
-        while not asked.ended and time.monotonic() < deadline:
-            time.sleep(0.2)
-        if asked.ended:
-            return False
-        before = self._cpu_ticks()
-        time.sleep(_STILL_SECONDS)
-        return bool(before) and self._cpu_ticks() == before and not asked.ended
-
-    def _cpu_ticks(self) -> dict[str, str]:
-        """CPU time of each emulated CPU's thread, as /proc has it."""
-        ticks = {}
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            name, _, rest = (task / "stat").read_text().partition(") ")
-            if "(CPU " in name:
-                ticks[task.name] = " ".join(rest.split()[11:13])
-        return ticks
+            return None
+        with contextlib.suppress(GuestError):  # no answer is no proof
+            why = stopped_cpu(self._monitor, self.config.vcpus)
+            self._broken = self._broken or why
+            return why
+        return None
 
     @property
     def ready_text(self) -> str:

@@ -1,43 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """One booted Linux 7.3 for all tests here; another one if a test breaks it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import why_no_guest
-
 from .boot import Kernel, KernelConfig
+from .kernels import Kernels
 from .left_out import PROPERTY
 
 MEMORY_MIB = 2560
-KernelFactory = Callable[[], Kernel]
 
 
 @pytest.fixture(scope="session")
-def kernel_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelFactory]:
-    """Gives the booted kernel. One that has panicked, warned or hung is not used again."""
-    reason = why_no_guest()
-    if reason is not None:
-        pytest.skip(reason)
-    with ExitStack() as kernels:
-        booted: list[Kernel] = []
-
-        def give() -> Kernel:
-            if not booted or booted[-1].broken() is not None:
-                folder: Path = tmp_path_factory.mktemp("kernel")
-                booted.append(kernels.enter_context(Kernel(KernelConfig(memory_mib=MEMORY_MIB), folder)))
-            return booted[-1]
-
-        yield give
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
+    """Gives the booted kernel."""
+    with Kernels(KernelConfig(memory_mib=MEMORY_MIB), tmp_path_factory, "kernel") as kernels:
+        yield kernels
 
 
 @pytest.fixture
-def kernel(kernel_factory: KernelFactory) -> Kernel:
+def kernel(kernels: Kernels) -> Kernel:
     """A Linux 7.3, booted and in order."""
-    return kernel_factory()
+    return kernels()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,18 +3,18 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.conftest import why_no_guest
 from tests.system.agent_rig import ENFORCE
 from tests.system.guest import GuestConfig, Workload
 from tests.system.guest.errors import GuestError
 
 from .boot import Kernel, KernelConfig
 from .channel import Running
+from .kernels import Kernels
 from .left_out import PROPERTY
 from .python_image import python_config, python_program
 from .qemu_image import qemu_config, vm_command
@@ -85,14 +85,12 @@ class Vm:
 
 
 @pytest.fixture
-def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Kernel]:
-    """Gives a kernel to be entered."""
-    reason = why_no_guest()
-    if reason is not None:
-        pytest.skip(reason)
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
+    """Gives a booted kernel with QEMU and the agent in it."""
     texts = {"/tests/ask": _ASK, "/etc/policy.yaml": ENFORCE, "/etc/limits.yaml": _LIMITS}
     config = qemu_config(python_config(KernelConfig(memory_mib=2048, texts=texts)))
-    return lambda: Kernel(config, tmp_path_factory.mktemp("agent"))
+    with Kernels(config, tmp_path_factory, "agent") as hosts:
+        yield hosts
 
 
 def wait_vm(ask: Running, agent: Running, wanted: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
@@ -164,17 +162,16 @@ def check_vm(host: Kernel) -> None:
 
 
 @pytest.mark.timeout(TRIES * (_LIMIT_SECONDS + 120))
-def test_a_vm_under_kvm_is_evicted_served_and_let_go(
-    boot: Callable[[], Kernel], request: pytest.FixtureRequest
-) -> None:
+def test_a_vm_under_kvm_is_evicted_served_and_let_go(hosts: Kernels, request: pytest.FixtureRequest) -> None:
     for left in reversed(range(TRIES)):
-        with boot() as host:
-            try:
-                check_probe(host)
-                check_vm(host)
-            except (AssertionError, GuestError):
-                if not left or not host.stands_still():
-                    raise
-                request.node.user_properties += [(PROPERTY, "run again, no verdict: the emulated machine has stopped")]
-            else:
-                return
+        host = hosts()
+        try:
+            check_probe(host)
+            check_vm(host)
+        except (AssertionError, GuestError):
+            why = host.stopped() if left else None
+            if why is None:
+                raise
+            request.node.user_properties += [(PROPERTY, f"run again, {why}")]
+        else:
+            return

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from .boot import Kernel
+from .kernels import Kernels
 from .left_out import check_passed, must_say
 from .result import SKIPPED
 from .verdict import TRIES, run_test
@@ -41,8 +42,8 @@ TRACKERS = ("rwp", "zap", "damon")
 
 @pytest.mark.timeout(TRIES * LIMIT_SECONDS + 60)
 @pytest.mark.parametrize("name", NAMES)
-def test_it_passes_inside(name: str, kernel: Kernel, request: pytest.FixtureRequest) -> None:
-    result = run_test(kernel, name, LIMIT_SECONDS, request)
+def test_it_passes_inside(name: str, kernels: Kernels, request: pytest.FixtureRequest) -> None:
+    result = run_test(kernels, name, LIMIT_SECONDS, request)
     if result.code == SKIPPED and not result.over_limit and name not in MUST_RUN:
         assert result.stdout.strip(), "it is skipped, and does not say why"
         pytest.skip(result.stdout.strip().splitlines()[-1])

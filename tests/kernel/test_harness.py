@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The harness itself: what goes wrong inside is seen, said and bounded."""
 
-import os
 import random
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.kernel import GuestError, Kernel, KernelConfig
+from tests.system.guest.qmp import QmpClient
 
 pytestmark = pytest.mark.timeout(300)
+SVM_ENABLED = 0x1000  # in EFER
+STOP = "0f01ddfbf4"  # clgi; sti; hlt
 
 
 def test_it_is_ready_without_a_complaint(kernel: Kernel) -> None:
@@ -35,16 +38,6 @@ def test_a_hang_is_ended_at_its_limit_and_says_where_it_hung(kernel: Kernel) -> 
     with pytest.raises(GuestError, match="over its limit"):
         result.check()
     assert not re.search("1234|4321", kernel.shell("ps"))
-
-
-def test_a_machine_that_has_stopped_is_told_from_one_that_lives(kernel: Kernel) -> None:
-    assert not kernel.stands_still()
-    os.kill(kernel.pid, signal.SIGSTOP)
-    try:
-        assert kernel.stands_still()
-    finally:
-        os.kill(kernel.pid, signal.SIGCONT)
-    assert not kernel.stands_still() and kernel.shell("echo here") == "here\n"
 
 
 def test_what_a_command_leaves_behind_is_killed_unless_it_is_to_be_kept(kernel: Kernel) -> None:
@@ -104,3 +97,66 @@ def test_a_kernel_that_complains_or_panics_is_a_failure(tmp_path: Path) -> None:
             kernel.run(["sh", "-c", "echo c > /proc/sysrq-trigger"])
         assert "Kernel panic - not syncing: sysrq triggered crash" in str(failure.value)
         assert kernel.broken()
+
+
+class Debugger:
+    """As much of GDB's remote protocol as writing into the emulated machine's memory needs; it waits meanwhile."""
+
+    def __init__(self, monitor: QmpClient, path: Path) -> None:
+        monitor.execute("human-monitor-command", command_line=f"gdbserver unix:{path},server=on,wait=off")
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.settimeout(20)
+        self._connection.connect(str(path))
+
+    def ask(self, request: str) -> None:
+        self._connection.sendall(f"${request}#{sum(request.encode()) % 256:02x}".encode())
+        answer = b""
+        while not (found := re.search(rb"\$(OK|E\w*)#", answer)):  # before it, that the machine has stopped is told
+            answer += self._connection.recv(4096)
+        assert found[1] == b"OK", answer
+
+    def close(self) -> None:
+        self.ask("D")
+        self._connection.close()
+
+
+def registers(kernel: Kernel, name: str) -> list[int]:
+    """One of each CPU."""
+    texts = [
+        kernel.monitor.execute("human-monitor-command", command_line="info registers", cpu_index=cpu)
+        for cpu in range(kernel.config.vcpus)
+    ]
+    return [int(match[1], 16) for text in texts if (match := re.search(rf"\b{name}\s*=([0-9a-f]+)", text))]
+
+
+def test_a_cpu_that_the_emulator_has_stopped_is_told_from_ones_that_live(tmp_path: Path) -> None:
+    with Kernel(KernelConfig(memory_mib=512), tmp_path) as kernel:
+        assert kernel.stopped() is None
+        running = kernel.start(["sh", "-c", "while :; do :; done"])
+        assert kernel.stopped() is None and kernel.broken() is None
+        running.kill()
+        assert all(efer & SVM_ENABLED for efer in registers(kernel, "EFER")), "no CPU of it can run a VM"
+        deadline = time.monotonic() + 20
+        while len(set(halted := registers(kernel, "RIP"))) > 1 or registers(kernel, "HLT") != [1, 1]:
+            assert time.monotonic() < deadline, "it is never idle"
+            time.sleep(0.05)
+        debugger = Debugger(kernel.monitor, tmp_path / "debugger")
+        debugger.ask(f"M{halted[0]:x},{len(STOP) // 2:x}:{STOP}")
+        debugger.close()
+        asked = kernel.start(["true"])
+        deadline = time.monotonic() + 60  # until each CPU has come by there
+        while (why := kernel.stopped()) is None:
+            assert time.monotonic() < deadline and not asked.ended, "no CPU has stopped"
+        assert "with interrupts enabled, and has not taken interrupt" in why
+        assert kernel.broken() == why and not asked.ended
+
+
+def test_a_kernel_that_holds_interrupts_off_is_not_taken_for_a_stopped_emulator(tmp_path: Path) -> None:
+    with Kernel(KernelConfig(memory_mib=512, command_line=("panic=0",)), tmp_path) as kernel:
+        kernel.start(["sh", "-c", "echo c > /proc/sysrq-trigger"])
+        deadline = time.monotonic() + 20
+        while not kernel.broken():
+            assert time.monotonic() < deadline, "it does not panic"
+            time.sleep(0.1)
+        assert kernel.stopped() is None
+        assert "sysrq triggered crash" in (kernel.broken() or "")

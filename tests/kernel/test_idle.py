@@ -5,11 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import why_no_guest
-
-from .boot import Kernel, KernelConfig
+from .boot import KernelConfig
 from .conftest import MEMORY_MIB
 from .idle import kept_idle_kernel
+from .kernels import Kernels
 from .left_out import check_passed, must_say
 from .test_c import LIMIT_SECONDS, TRACKERS
 from .verdict import TRIES, run_test
@@ -28,19 +27,16 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    reason = why_no_guest()
-    if reason is not None:
-        pytest.skip(reason)
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
     built = kept_idle_kernel()
     if built is None:
         pytest.skip("no kernel with page_idle in the cache: make test-kernel-idle builds one, in some ten minutes")
-    with Kernel(KernelConfig(memory_mib=MEMORY_MIB), tmp_path_factory.mktemp("idle"), built) as kernel:
-        yield kernel
+    with Kernels(KernelConfig(memory_mib=MEMORY_MIB), tmp_path_factory, "idle", built) as kernels:
+        yield kernels
 
 
 @pytest.mark.timeout(TRIES * LIMIT_SECONDS + 60)
 @pytest.mark.parametrize("name", NAMES)
-def test_it_passes_with_page_idle(name: str, idle: Kernel, request: pytest.FixtureRequest) -> None:
+def test_it_passes_with_page_idle(name: str, idle: Kernels, request: pytest.FixtureRequest) -> None:
     result = run_test(idle, name, LIMIT_SECONDS, request)
     check_passed(result, must_say(name, (*TRACKERS, "idle")), request)

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import why_no_guest
-
 from .boot import Kernel, KernelConfig
 from .channel import Running
+from .kernels import Kernels
 from .python_image import python_config, python_program
 
 MIB = 1 << 20
@@ -61,12 +60,9 @@ print(json.dumps({{"why_not": found}} if isinstance(found, str) else found.docum
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    reason = why_no_guest()
-    if reason is not None:
-        pytest.skip(reason)
     config = python_config(KernelConfig(memory_mib=1024, texts={"/tests/memory": _MEMORY, "/tests/ask": _ASK}))
-    with Kernel(config, tmp_path_factory.mktemp("mglru")) as kernel:
-        yield kernel
+    with Kernels(config, tmp_path_factory, "mglru") as kernels:
+        yield kernels()
 
 
 def look(kernel: Kernel) -> None:

@@ -5,27 +5,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import why_no_guest
-
-from .boot import Kernel, KernelConfig
+from .boot import KernelConfig
 from .conftest import MEMORY_MIB
+from .kernels import Kernels
 from .left_out import check_passed, must_say
 from .test_c import LIMIT_SECONDS, TRACKERS
 from .verdict import TRIES, run_test
 
 
 @pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    reason = why_no_guest()
-    if reason is not None:
-        pytest.skip(reason)
-    with Kernel(KernelConfig(memory_mib=MEMORY_MIB, nodes=2), tmp_path_factory.mktemp("numa")) as kernel:
-        yield kernel
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
+    with Kernels(KernelConfig(memory_mib=MEMORY_MIB, nodes=2), tmp_path_factory, "numa") as kernels:
+        yield kernels
 
 
 @pytest.mark.timeout(TRIES * LIMIT_SECONDS + 60)
 def test_hotness_stays_with_the_address_when_move_pages_moves_the_page(
-    two_nodes: Kernel, request: pytest.FixtureRequest
+    two_nodes: Kernels, request: pytest.FixtureRequest
 ) -> None:
     result = run_test(two_nodes, "test_tracker_underneath", LIMIT_SECONDS, request, {"FL_PART": "moved"})
     all_moved = [rf"{tracker:<5} 100 % of the pages were migrated at once, by move_pages\(\)" for tracker in TRACKERS]
@@ -35,7 +31,7 @@ def test_hotness_stays_with_the_address_when_move_pages_moves_the_page(
 
 @pytest.mark.timeout(TRIES * LIMIT_SECONDS + 60)
 def test_no_write_is_lost_to_an_eviction_while_the_page_is_being_moved(
-    two_nodes: Kernel, request: pytest.FixtureRequest
+    two_nodes: Kernels, request: pytest.FixtureRequest
 ) -> None:
     result = run_test(two_nodes, "test_evict_race", LIMIT_SECONDS, request)
     moved = [rf"{tracker}: all pages were moved \d{{2,}} times" for tracker in ("zap", "rwp")]

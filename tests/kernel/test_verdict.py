@@ -5,6 +5,8 @@ from typing import cast
 
 import pytest
 
+from tests.system.guest.errors import GuestError
+
 from .boot import Kernel
 from .left_out import PROPERTY, check_passed
 from .result import SKIPPED, Result
@@ -13,21 +15,38 @@ from .verdict import NO_VERDICT, run_test
 LOST = "no verdict: worker 0: the guest shut down"
 
 
-class Scripted:
-    """Commands end with these codes, one after the other."""
+HALTED = "CPU 0 of the emulated machine is halted"
+HANG = GuestError("the guest does not answer any more")
 
-    def __init__(self, *codes: int, over_limit: bool = False) -> None:
-        self.codes = list(codes)
+
+class Scripted:
+    """Commands end with these codes, one after the other; or the kernel itself hangs."""
+
+    def __init__(self, *ends: int | GuestError, over_limit: bool = False, halted: int = 0) -> None:
+        """``halted``: how many hangs can be shown to be the emulator's."""
+        self.ends = list(ends)
         self.over_limit = over_limit
+        self.halted = halted
+        self.booted = 0
+
+    def __call__(self) -> Kernel:
+        self.booted += 1
+        return cast(Kernel, self)
 
     def run(self, command: list[str], timeout: float, environment: None) -> Result:
-        code = self.codes.pop(0)
-        said = f"seed 7\n{LOST}\n".encode() if code == NO_VERDICT else b"seed 7\n"
-        return Result(tuple(command), code, said, b"", timeout / 2, self.over_limit)
+        end = self.ends.pop(0)
+        if isinstance(end, GuestError):
+            raise end
+        said = f"seed 7\n{LOST}\n".encode() if end == NO_VERDICT else b"seed 7\n"
+        return Result(tuple(command), end, said, b"", timeout / 2, self.over_limit and end != 0)
+
+    def stopped(self) -> str | None:
+        self.halted -= 1
+        return HALTED if self.halted >= 0 else None
 
 
-def run(kernel: Scripted, request: pytest.FixtureRequest) -> tuple[Result, list[tuple[str, object]]]:
-    result = run_test(cast(Kernel, kernel), "test_x", 10.0, request)
+def run(kernels: Scripted, request: pytest.FixtureRequest) -> tuple[Result, list[tuple[str, object]]]:
+    result = run_test(kernels, "test_x", 10.0, request)
     said = list(request.node.user_properties)
     request.node.user_properties.clear()
     return result, said
@@ -43,7 +62,7 @@ def test_it_is_run_again_until_there_is_a_verdict(lost: int, request: pytest.Fix
 def test_three_times_without_a_verdict_is_a_failure(request: pytest.FixtureRequest) -> None:
     kernel = Scripted(*[NO_VERDICT] * 4)
     result, _ = run(kernel, request)
-    assert len(kernel.codes) == 1
+    assert len(kernel.ends) == 1
     with pytest.raises(AssertionError, match="exit 75"):
         check_passed(result, [], request)
 
@@ -52,10 +71,35 @@ def test_three_times_without_a_verdict_is_a_failure(request: pytest.FixtureReque
 def test_whatever_else_is_not_run_again(code: int, request: pytest.FixtureRequest) -> None:
     kernel = Scripted(code, 0)
     result, said = run(kernel, request)
-    assert (result.code, said, kernel.codes) == (code, [], [0])
+    assert (result.code, said, kernel.ends) == (code, [], [0])
 
 
 def test_one_that_is_over_its_limit_is_not_run_again(request: pytest.FixtureRequest) -> None:
     kernel = Scripted(NO_VERDICT, 0, over_limit=True)
     result, _ = run(kernel, request)
-    assert result.over_limit and kernel.codes == [0]
+    assert result.over_limit and kernel.ends == [0]
+
+
+@pytest.mark.parametrize("end", [124, HANG])
+def test_it_is_run_again_in_another_kernel_when_the_emulator_has_stopped(
+    end: int | GuestError, request: pytest.FixtureRequest
+) -> None:
+    kernel = Scripted(end, end, 0, over_limit=True, halted=2)
+    result, said = run(kernel, request)
+    assert (result.code, kernel.booted) == (0, 3)
+    assert said == [(PROPERTY, f"run again, {HALTED}")] * 2
+
+
+def test_three_times_stopped_is_a_failure(request: pytest.FixtureRequest) -> None:
+    kernel = Scripted(HANG, HANG, HANG, 0, halted=9)
+    with pytest.raises(GuestError, match="does not answer"):
+        run(kernel, request)
+    assert kernel.ends == [0]
+    request.node.user_properties.clear()
+
+
+def test_a_kernel_that_hangs_by_itself_is_a_failure(request: pytest.FixtureRequest) -> None:
+    kernel = Scripted(HANG, 0)
+    with pytest.raises(GuestError, match="does not answer"):
+        run(kernel, request)
+    assert kernel.ends == [0]

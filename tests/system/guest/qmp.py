@@ -20,6 +20,7 @@ class QmpClient:
         self._pending = b""
         self._lock = threading.Lock()
         self._ready = False
+        self._number = 0
 
     def close(self) -> None:
         self._connection.close()
@@ -41,11 +42,14 @@ class QmpClient:
         return message
 
     def _call(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
-        request = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        self._number += 1
+        request = json.dumps({"execute": command, "arguments": arguments, "id": self._number}).encode() + b"\n"
         self._connection.settimeout(max(0.01, deadline - time.monotonic()))
         self._connection.sendall(request)
         while True:
-            message = self._receive(deadline)  # events in between concern nobody here
+            message = self._receive(deadline)
+            if message.get("id") != self._number:
+                continue  # an event, or the answer to a command that was given up
             if "return" in message:
                 return message["return"]
             if "error" in message:
