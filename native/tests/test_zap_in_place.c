@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * While the zap tracker waits for the VMM's main thread, the VMM unmaps its memory or a part of it, or moves it, and has something
- * else at that address. That is left alone: dropped, a heap or a stack would be zeros. And while it makes the zap's call, it splits
+ * else at that address. That is left alone: dropped, a heap or a stack would be zeros. Moved before anything of it has been looked at,
+ * it is not taken for idle. And while it makes the zap's call, it splits
  * its mapping: what the kernel tells of then is still our own doing, and nothing that is away is forgotten.
  */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -18,6 +21,7 @@
 #include "attach/arch.h"
 #include "attach/gate.h"
 #include "base/clock.h"
+#include "base/kernel.h"
 #include "base/log.h"
 #include "served_vm.h"
 #include "swap/evict.h"
@@ -39,7 +43,7 @@ struct shared {
 
 static struct fl_vm vm;
 static struct shared *shared;
-static _Atomic(bool) reads_are_held;
+static _Atomic(bool) reads_are_held, moves_before_looks;
 
 static bool is_under_way(void) {
     const uint8_t *slots = vm.vault.base + vm.vault.gate_offset + FL_GATE_CODE_BYTES;
@@ -226,6 +230,38 @@ static void replaced(const char *words, struct place (*how)(void)) {
     served_vm_end(&vm, faults);
 }
 
+/* When a sweep is about to look for its first pages; what is there then is not the region. */
+static void move_now(void) {
+    uint64_t base = fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page);
+    atomic_store(&moves_before_looks, false);
+    atomic_store(&shared->go, 1);
+    wait_for(&shared->replaced, "its own memory is there now");
+    for (unsigned i = 0; i < SECONDS * 1000 && fl_address_of_page(&vm, 0, fl_region(&vm, 0)->first_page) == base; i++)
+        sleep_ms(1);
+}
+
+int ioctl(int fd, unsigned long request, ...) {
+    va_list arguments;
+    va_start(arguments, request);
+    void *argument = va_arg(arguments, void *);
+    va_end(arguments);
+    if (request == PAGEMAP_SCAN && fd == vm.pagemap_fd && atomic_load(&moves_before_looks))
+        move_now();
+    return (int)syscall(SYS_ioctl, fd, request, argument);
+}
+
+static void moved_before_it_looks(void) {
+    struct arming arming = {.error = 0};
+    leave = move_up;
+    struct fl_fault_server *faults = serve(&arming);
+    atomic_store(&moves_before_looks, true);
+    (void)arm(&arming);
+    printf("moved before it was looked at: the sweep says: %s\n", strerror(-arming.error));
+    CHECK(!atomic_load(&moves_before_looks) && arming.error == -EAGAIN, "all of it looks idle");
+    fl_tracker_zap.destroy(arming.tracker);
+    served_vm_end(&vm, faults);
+}
+
 /* The VMM's main thread is in the call, and its event is not read yet. The last half of what the call drops is away. */
 static void split_meanwhile(void) {
     struct arming arming = {.error = -EBUSY};
@@ -281,6 +317,7 @@ int main(void) {
     replaced("unmapped", unmap);
     replaced("moved", move_up);
     replaced("unmapped in the middle", unmap_middle);
+    moved_before_it_looks();
     split_meanwhile();
     return 0;
 }

@@ -263,6 +263,10 @@ static void obey(struct victim_shared *s, int fd) {
     case VICTIM_REPLUG:
         replug();
         break;
+    case VICTIM_TOUCH:
+        for (uint32_t page = s->first; page < s->first + s->count; page++)
+            check_page(s, page);
+        break;
     case VICTIM_VERIFY:
         verify(s);
         break;

@@ -39,6 +39,7 @@ enum victim_order { /* asked of the victim */
                     VICTIM_PLUG,
                     VICTIM_UNPLUG, /* unmap pages [first, first + count) of it, untouched; its file stays open */
                     VICTIM_REPLUG, /* map all of its file anew, and check every byte */
+                    VICTIM_TOUCH,  /* check pages [first, first + count) */
                     VICTIM_VERIFY, /* check every page */
                     VICTIM_END,
 };

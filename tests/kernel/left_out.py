@@ -60,10 +60,15 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
             *(rf"{tracker:<5} given up for" for tracker in trackers if tracker not in seen_io),
         ],
         "test_evict_race": [rf"{tracker}, freeze \w+: \d+ races: " for tracker in seen_io],
-        "test_touch_late": [
+        "test_sweep": [
             rf"{tracker:<5} \d+ pages {what}"
             for tracker in seen_io
             for what in ("touched behind the sweep", "touched before a void scan", "brought back: candidates")
+        ]
+        + [
+            rf"{tracker:<5} page \d+ touched {when}"
+            for tracker in seen_io
+            for when in ("when the first one had been armed", "before an arming that had to be tried again")
         ],
         "test_fault_waiters": ["memory that has failed: answered"],
         "test_rwp_anonymous": [r"swapped out: \d{4,} pages"],

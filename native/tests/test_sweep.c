@@ -1,24 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Pages that are touched while a scan is under way, by each tracker that looks at pages and arms them in one go: touched when they
- * have been armed again, they are young in the next scan; touched before a scan that comes to nothing, they are young at once and in
- * the next, for what was seen of them cannot be seen again. And pages that we brought back, whose touches are hidden until they are
- * armed.
+ * have been armed again, they are young in the next scan; touched when others have been and they have not, in this one; touched
+ * before a scan that comes to nothing, they are young at once and in the next, for what was seen of them cannot be seen again. And
+ * pages that we brought back, whose touches are hidden until they are armed.
  */
 #include <errno.h>
+#include <stdarg.h>
 #include <string.h>
+#include <sys/syscall.h>
 
+#include "base/kernel.h"
 #include "base/log.h"
 #include "pager/scan.h"
 #include "served_vm.h"
 #include "swap/bring.h"
+#include "swap/removed.h"
+#include "track/pagemap.h"
 #include "victim.h"
 
 #define PAGES 4096u
 #define TOUCHED 16u
 #define SECONDS 60u
-#define TRIES 200u /* 50 ms apart */
-#define VOIDS 4u   /* so many in a row a tracker may have */
+#define TRIES 200u         /* 50 ms apart */
+#define VOIDS 4u           /* so many in a row a tracker may have */
+#define LARGE_PAGES 32768u /* more than any tracker arms in one go */
+#define LATE_PAGE (LARGE_PAGES - 2)
 
 struct ages {
     uint8_t of[PAGES];
@@ -152,7 +159,7 @@ static void check_touched_in_vain(struct fl_scanner *scanner, struct victim *vic
 }
 
 /* The first pages again: away, and brought back by us. Nobody sees their touches until the next arming. */
-static void check_brought(struct fl_vm *vm, struct fl_scanner *scanner, const char *tracker) {
+static void check_brought(struct fl_vm *vm, struct fl_scanner *scanner, struct victim *victim, const char *tracker) {
     struct fl_bringer *bringer;
     struct fl_age_counts counts;
     uint64_t allowance = TOUCHED, pages = 0;
@@ -164,6 +171,9 @@ static void check_brought(struct fl_vm *vm, struct fl_scanner *scanner, const ch
                   0 &&
               pages == away,
           "%llu pages brought back", (unsigned long long)pages);
+    scan_with(scanner, victim, -EIO);
+    for (uint32_t page = 0; page < TOUCHED; page++)
+        CHECK(ages_of(vm).of[page] == 1, "page %u has age %u after a void scan", page, ages_of(vm).of[page]);
     for (unsigned i = 0; i < sizeof(candidates) / sizeof(candidates[0]); i++) {
         scan_whole(scanner, &counts);
         uint8_t age = ages_of(vm).of[0];
@@ -195,7 +205,125 @@ static void check_tracker(const char *tracker, uint64_t seed) {
 
     check_touched_meanwhile(&scanner, &victim, tracker);
     check_touched_in_vain(&scanner, &victim, tracker);
-    check_brought(&vm, &scanner, tracker);
+    check_brought(&vm, &scanner, &victim, tracker);
+    fl_scanner_stop(&scanner);
+    served_vm_end(&vm, faults);
+}
+
+/* ---- while it is under way --------------------------------------------------------------------------------------- */
+
+enum moment {
+    NEVER,
+    FIRST_ARMED, /* before the look at LATE_PAGE, when the first page has been armed */
+    REFUSED      /* between the look at LATE_PAGE and an arming of it that has to be tried again */
+};
+
+static struct {
+    _Atomic(enum moment) moment; /* the page is touched, once */
+    bool touched, refusing;
+    struct fl_vm *vm;
+    struct victim *victim;
+    struct fl_pagemap_kind accessed;
+} during;
+
+static uint64_t address_of(uint32_t page) {
+    return fl_address_of_page(during.vm, 0, fl_region(during.vm, 0)->first_page + page);
+}
+
+static bool is_late_page_in(uint64_t start, uint64_t end) {
+    uint64_t address = address_of(LATE_PAGE);
+    return start <= address && address < end;
+}
+
+static void touch_late_page(void) {
+    during.touched = true;
+    victim_order(during.victim, VICTIM_TOUCH, LATE_PAGE, 1, SECONDS);
+}
+
+static bool is_armed(uint32_t page) {
+    static struct fl_pagemap pagemap;
+    enum moment moment = atomic_exchange(&during.moment, NEVER);
+    uint64_t bits[1];
+    int error =
+        fl_pagemap_bits(&pagemap, during.vm, during.accessed, 0, fl_region(during.vm, 0)->first_page + page, 1, bits);
+    CHECK(error == 0, "pagemap: %s", strerror(-error));
+    atomic_store(&during.moment, moment);
+    return !bits[0];
+}
+
+/* The arming by zap is a call of the VMM's: it is not made as long as an event seems to be under way. */
+static void refuse(bool on) {
+    during.refusing = on;
+    if (during.vm->freeze != FL_FREEZE_RWP)
+        (on ? fl_removed_reading : fl_removed_was_read)(during.vm);
+}
+
+static int scan_pages(int fd, struct pm_scan_arg *scan) {
+    /* From the beginning on, what is mapped is looked for and nothing is decided yet. */
+    bool looks = scan->start > address_of(0) && is_late_page_in(scan->start, scan->end);
+    if (during.refusing && looks)
+        refuse(false);
+    if (atomic_load(&during.moment) == FIRST_ARMED && !during.touched && is_armed(0))
+        touch_late_page();
+    int result = (int)syscall(SYS_ioctl, fd, PAGEMAP_SCAN, scan);
+    if (atomic_load(&during.moment) == REFUSED && !during.touched && looks) {
+        touch_late_page();
+        refuse(true);
+    }
+    return result;
+}
+
+int ioctl(int fd, unsigned long request, ...) {
+    va_list arguments;
+    va_start(arguments, request);
+    void *argument = va_arg(arguments, void *);
+    va_end(arguments);
+    if (atomic_load(&during.moment) == NEVER)
+        return (int)syscall(SYS_ioctl, fd, request, argument);
+    if (request == PAGEMAP_SCAN && fd == during.vm->pagemap_fd)
+        return scan_pages(fd, argument);
+    const struct uffdio_rwprotect *protect = argument;
+    if (request == UFFDIO_RWPROTECT && during.refusing &&
+        is_late_page_in(protect->range.start, protect->range.start + protect->range.len)) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return (int)syscall(SYS_ioctl, fd, request, argument);
+}
+
+static void check_touched_during(const char *tracker, enum moment moment, const char *words, uint64_t seed) {
+    const struct fl_tracker_list trackers = trackers_of(tracker);
+    struct fl_scanner scanner;
+    struct fl_age_counts counts;
+    static struct fl_vm vm;
+    struct victim victim = victim_start(LARGE_PAGES, 0, seed);
+    struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
+    fl_scanner_start(&scanner, &vm, faults, &trackers);
+    during.vm = &vm;
+    during.victim = &victim;
+    during.accessed = vm.freeze == FL_FREEZE_RWP ? FL_PAGES_ACCESSED : FL_PAGES_MAPPED;
+    during.touched = false;
+    const uint8_t *age = vm.vault.ages + fl_region(&vm, 0)->first_page + LATE_PAGE;
+    for (unsigned i = 0; i < TRIES && !during.touched; i++) {
+        for (unsigned scan = 0; scan < 2 && !*age; scan++)
+            scan_whole(&scanner, &counts);
+        CHECK(*age, "young, and untouched");
+        victim_order(&victim, VICTIM_TOUCH, 0, LATE_PAGE, SECONDS);
+        victim_order(&victim, VICTIM_TOUCH, LATE_PAGE + 1, LARGE_PAGES - LATE_PAGE - 1, SECONDS);
+        (void)fl_scanner_settle_zap(&scanner);
+        atomic_store(&during.moment, moment);
+        bool whole = fl_scanner_scan(&scanner, &counts);
+        atomic_store(&during.moment, NEVER);
+        CHECK(whole || !during.touched || during.refusing || *age == 0, "%s: touched in a void scan, and of age %u",
+              words, *age);
+        CHECK(!whole || (during.touched && !during.refusing), "%s: there was no such moment", words);
+        if (during.refusing) { /* void for another reason: not armed, and visible yet */
+            refuse(false);
+            during.touched = false;
+        }
+    }
+    CHECK(during.touched && *age == 0, "%s: page %u has age %u", words, LATE_PAGE, *age);
+    printf("%-5s page %u touched %s: young\n", tracker, LATE_PAGE, words);
     fl_scanner_stop(&scanner);
     served_vm_end(&vm, faults);
 }
@@ -214,6 +342,8 @@ int main(int argc, char **argv) {
             continue;
         }
         check_tracker(trackers[i], seed + i);
+        check_touched_during(trackers[i], FIRST_ARMED, "when the first one had been armed", seed + i);
+        check_touched_during(trackers[i], REFUSED, "before an arming that had to be tried again", seed + i);
         tried++;
     }
     if (!tried)
