@@ -163,6 +163,7 @@ static void end(struct run *run) {
 struct round {
     struct scan arm, harvest;
     uint64_t plain_ns, armed_ns, right, missed, wrong;
+    uint64_t grain; /* pages of which one spoke for all; 1: exact to a page */
 };
 
 static int measure(struct run *run, uint64_t seed, uint32_t touched, struct round *out) {
@@ -175,6 +176,7 @@ static int measure(struct run *run, uint64_t seed, uint32_t touched, struct roun
         error = harvest(run, &out->arm, &other);
     if (!error && !run->ops->sweep)
         error = arm(run, &out->arm);
+    out->grain = run->ops->grain ? run->ops->grain(run->tracker) : 1;
     out->armed_ns = guest_pass(run->guest);
     if (!error)
         error = harvest(run, &other, &out->harvest);
@@ -228,6 +230,7 @@ static void measure_rounds(struct run *run, uint32_t touched) {
     SAY("right", right);
     SAY("missed", missed);
     SAY("wrong", wrong);
+    SAY("grain", grain);
 #undef SAY
     puts("}");
     fflush(stdout);

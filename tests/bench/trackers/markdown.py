@@ -66,7 +66,7 @@ def slow_downs(points: Sequence[Point]) -> str:
 
 
 def accuracy(place: PlaceResults) -> str:
-    """A row a tracker and kind of guest: all its rounds together."""
+    """A row a tracker, kind of guest and pages of which one spoke for all: all such rounds together."""
     kinds = (
         ("plain process", place.by_touched),
         *(
@@ -78,14 +78,15 @@ def accuracy(place: PlaceResults) -> str:
     )
     rows = []
     for kind, all_points in kinds:
-        for name, points in reading.by_tracker(all_points).items():
+        for (name, grain), points in reading.by_grain(all_points).items():
             right, missed, wrong = (
                 sum(sum(getattr(point, what)) for point in points) for what in ("right", "missed", "wrong")
             )
             rounds = sum(len(point.right) for point in points)
-            row = [f"`{name}`", kind, str(rounds), f"{right + missed:,}"]
+            row = [f"`{name}`", kind, str(grain), str(rounds), f"{right + missed:,}"]
             rows.append([*row, _percent(right, right + missed), _percent(right, right + wrong)])
-    return _table(["tracker", "guest", "rounds", "pages touched", "recall, %", "precision, %"], rows)
+    head = ["tracker", "guest", "pages a region", "rounds", "pages touched", "recall, %", "precision, %"]
+    return _table(head, rows)
 
 
 def crossings(points: Sequence[Point]) -> str:

@@ -13,7 +13,7 @@ PAGES_PER_GIB: Final = (1 << 30) // PAGE_BYTES
 
 
 _ROUNDS: Final = (
-    "arm_ns", "harvest_ns", "plain_ns", "armed_ns", "stop_ns", "right", "missed", "wrong",
+    "arm_ns", "harvest_ns", "plain_ns", "armed_ns", "stop_ns", "right", "missed", "wrong", "grain",
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Point:
     """Rounds of one tracker on one guest. Times in ns, a value a round; pages of all rounds by what was seen of them.
 
     ``plain_ns``: a pass of the guest over its pages with nothing armed; ``armed_ns``: the first pass after an arming.
+    ``grain``: pages of which one spoke for all; 1: exact to a page.
     The best round is the one that the rest of the machine disturbed least, so figures go by it; medians are beside.
     """
 
@@ -47,6 +48,7 @@ class Point:
     right: tuple[int, ...]
     missed: tuple[int, ...]
     wrong: tuple[int, ...]
+    grain: tuple[int, ...]
 
     @property
     def gib(self) -> float:
@@ -116,6 +118,17 @@ class Point:
         """Both together: the same was measured twice, at different times."""
         rounds = {name: getattr(self, name) + getattr(other, name) for name in _ROUNDS}
         return replace(self, **rounds)
+
+    def by_grain(self) -> dict[int, Point]:
+        """The rounds in which one page spoke for so many."""
+        found = {}
+        for grain in sorted(set(self.grain)):
+            rounds: dict[str, Any] = {
+                name: tuple(value for value, each in zip(getattr(self, name), self.grain, strict=True) if each == grain)
+                for name in _ROUNDS
+            }
+            found[grain] = replace(self, **rounds)
+        return found
 
     @property
     def what(self) -> tuple[str, str, int, int, int]:

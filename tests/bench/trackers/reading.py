@@ -44,6 +44,15 @@ def by_tracker(points: Iterable[Point]) -> dict[str, list[Point]]:
     return found
 
 
+def by_grain(points: Iterable[Point]) -> dict[tuple[str, int], list[Point]]:
+    """The rounds of each tracker, by how many pages one spoke for."""
+    found: dict[tuple[str, int], list[Point]] = {}
+    for point in points:
+        for grain, rounds in point.by_grain().items():
+            found.setdefault((point.tracker, grain), []).append(rounds)
+    return found
+
+
 def by_pages(points: Iterable[Point]) -> dict[int, list[Point]]:
     found: dict[int, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.pages):

@@ -26,7 +26,7 @@ def point(tracker: str, touched: int, scanner_ms: float, guest_ms: float, pages:
         arm_ns=(int(scanner_ms * 0.75e6), int(scanner_ms * 5e6)),
         harvest_ns=(int(scanner_ms * 0.25e6), int(scanner_ms * 5e6)),
         plain_ns=(1_000_000, 7_000_000), armed_ns=(1_000_000 + int(guest_ms * 1e6), 9_000_000_000),
-        stop_ns=(500_000, 9_000_000), right=(touched, touched), missed=(0, 0), wrong=(0, 0),
+        stop_ns=(500_000, 9_000_000), right=(touched, touched), missed=(0, 0), wrong=(0, 0), grain=(1, 1),
     )  # fmt: skip
 
 
@@ -69,6 +69,21 @@ def test_recall_and_precision() -> None:
     nothing = replace(RWP[0], right=(0, 0))
     assert nothing.recall is None and nothing.precision is None
     assert replace(nothing, wrong=(1, 0)).precision == 0
+
+
+def test_rounds_by_regions_are_told_from_those_that_are_exact_to_a_page() -> None:
+    damon = point("damon", 100, 2, 1)
+    damon = replace(damon, right=(100, 50), missed=(0, 50), wrong=(0, 50), grain=(1, 2))
+    exact, regions = damon.by_grain().values()
+    assert exact.recall == 1 and exact.arm_ns == damon.arm_ns[:1]
+    assert regions.recall == 0.5 and regions.guest_ms == pytest.approx((damon.armed_ns[1] - damon.plain_ns[1]) / 1e6)
+    place = PlaceResults("here", "a place", "7.3", emulated=True, by_touched=[damon], kvm=[regions])
+    found = {row.key: row for row in report.rows(place)}
+    assert found["here.exact.damon.plain"].met is True and found["here.exact.damon.plain"].limit == 99
+    assert "here.exact.damon.kvm" not in found, "by regions it is an estimate"
+    assert [line.split(" | ")[2:6] for line in markdown.accuracy(place).splitlines()[2:]] == [
+        ["1", "1", "100", "100"], ["2", "1", "100", "50.000"], ["2", "1", "100", "50.000"],
+    ]  # fmt: skip
 
 
 def test_the_model_is_the_line_through_both_ends() -> None:
@@ -166,7 +181,7 @@ def test_what_is_held_to_a_limit() -> None:
     rows = {row.key: row for row in report.rows(results)}
     assert rows["here.idle_by_rwp"].value == 1 and rows["here.idle_by_rwp"].met is False
     assert rows["here.exact.rwp.kvm"].met is True and "here.exact.damon.kvm" not in rows
-    results.kvm[0] = replace(results.kvm[0], missed=(1, 0))
+    results.kvm[0] = replace(results.kvm[0], missed=(1, 0, 0, 0))
     met = {row.key: row.met for row in report.rows(results)}
     assert met["here.exact.rwp.kvm"] is False and met["here.exact.rwp.plain"] is True, (
         "each guest is held to it by itself"
@@ -193,11 +208,11 @@ def test_report_and_plots_are_written(tmp_path: Path) -> None:
 
 def test_tables_for_the_document() -> None:
     _, results = measured()
-    results.kvm[0] = replace(results.kvm[0], missed=(1, 0))
+    results.kvm[0] = replace(results.kvm[0], missed=(1, 0, 0, 0))
     text = markdown.tables([results])
     assert text.startswith("## a place: Linux 7.3\n\nA plain process of 64 MiB.\n")
     rows = [line.split(" | ") for line in text.splitlines()]
-    exact = {(row[0], row[1]): row[4] for row in rows if len(row) == 6 and row[2].isdigit()}
+    exact = {(row[0], row[1]): row[5] for row in rows if len(row) == 7 and row[2].isdigit()}
     assert exact["| `zap`", "KVM guest"] == "100", "what was measured before a failure counts"
     assert exact["| `rwp`", "KVM guest"].startswith("99."), "one missed page is not rounded away"
     assert exact["| `rwp`", "plain process"] == "100"
