@@ -103,10 +103,18 @@ VM_METRICS: Final[tuple[VmMetric, ...]] = (
     VmMetric("frostline.vm.scans", "{scan}", "Scans done", lambda s: s.scans, counter=True),
     VmMetric("frostline.vm.scan.failures", "{scan}", "Void scans", lambda s: s.scan_failures, counter=True),
     VmMetric(
-        "frostline.vm.scan.arm", "s", "Time spent making accesses visible", lambda s: s.arm_ns / 1e9, counter=True
+        "frostline.vm.scan.arm",
+        "s",
+        "Time spent making accesses visible; by rwp and zap also looking for them",
+        lambda s: s.arm_ns / 1e9,
+        counter=True,
     ),
     VmMetric(
-        "frostline.vm.scan.harvest", "s", "Time spent reading accesses", lambda s: s.harvest_ns / 1e9, counter=True
+        "frostline.vm.scan.harvest",
+        "s",
+        "Time spent reading accesses; by rwp and zap without looking for them",
+        lambda s: s.harvest_ns / 1e9,
+        counter=True,
     ),
     VmMetric(
         "frostline.vm.tracker.switches",

@@ -205,11 +205,7 @@ def _tracker(state: common_pb2.VmState) -> Text:
     if freeze:
         text.append(f", freezes by {freeze}")
     if counters.scans and (counters.arm_ns or counters.harvest_ns):
-        arm, harvest = (
-            nanoseconds(counters.arm_ns // counters.scans),
-            nanoseconds(counters.harvest_ns // counters.scans),
-        )
-        text.append(f"; a scan takes {arm} to arm and {harvest} to harvest")
+        text.append(f"; a scan takes {nanoseconds((counters.arm_ns + counters.harvest_ns) // counters.scans)}")
     if counters.tracker_switches:
         text.append(f"; others failed {counters.tracker_switches:,} times before", style="yellow")
     return text

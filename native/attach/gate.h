@@ -38,7 +38,10 @@ struct fl_gate;
  */
 int fl_gate_open(int pid, void *gate_local, const struct fl_attachment *attachment, struct fl_gate **out);
 void fl_gate_close(struct fl_gate *gate);
-/* Asked in each run, with the main thread stopped and just before it is sent in. Not 0: nothing is done, and the run returns that. */
+/*
+ * Asked in each run, with the main thread stopped and just before it is sent in. Not 0: nothing is done, and the run
+ * returns that.
+ */
 void fl_gate_guard(struct fl_gate *gate, int (*still)(void *context), void *context);
 /*
  * Let no call be made any more that was prepared, by this pager or by one that was killed, and has not begun: a signal's

@@ -56,8 +56,9 @@ int fl_tracee_resume(int tid);
 int fl_tracee_detach(int tid);
 
 /*
- * Let the stopped thread, whose registers are set to make a system call, make it, and stop right after it. Waits
- * as long as the call takes; `spin`: at first by looking, for two real-time threads. The caller has blocked all signals (fl_tracee_block_signals()). 0 or -ESRCH.
+ * Let the stopped thread, whose registers are set to make a system call, make it, and stop right after it. Waits as
+ * long as the call takes; `spin`: at first by looking, for two real-time threads. The caller has blocked all signals
+ * (fl_tracee_block_signals()). 0 or -ESRCH.
  */
 int fl_tracee_step_call(int tid, bool spin);
 

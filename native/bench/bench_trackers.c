@@ -7,9 +7,10 @@
  *   bench_trackers [--guest plain|kvm] [--trackers NAME,...] --mib N --touched PAGES,... [--rounds N] [--cpu N]
  *                  [--mappers N] [--heat MIB] [--steady SECONDS [--windows N]]
  *
- * A round: other pages are chosen; arm, then two passes of the guest over them. The second is what they cost when nothing is armed.
- * A scan (its arming is timed, with the look before it where the tracker sweeps), one pass (what it takes longer is the guest's
- * part), another scan (its harvest is timed), and what was harvested is compared with what was touched. All times are in ns.
+ * A round: other pages are chosen; arm, then two passes of the guest over them. The second is what they cost when
+ * nothing is armed. A scan (its arming is timed, with the look before it where the tracker sweeps), one pass (what it
+ * takes longer is the guest's part), another scan (its harvest is timed), and what was harvested is compared with what
+ * was touched. All times are in ns.
  *
  * --steady: windows of so many seconds in which the guest goes round in the pages without a pause. In every other one there
  * is a scan at its beginning. What is said is touches a window of the guest's own CPU time.

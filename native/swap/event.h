@@ -8,8 +8,8 @@
 struct uffd_msg;
 
 /*
- * Act on an event other than a page fault. Never blocks; what takes time is left to the mover, or to the caller: it gets the pages
- * that the VMM has freed (mostly none) and whose stored copies must not come back, see swap/removed.h.
+ * Act on an event other than a page fault. Never blocks; what takes time is left to the mover, or to the caller: it
+ * gets the pages that the VMM has freed (mostly none) and whose stored copies must not come back, see swap/removed.h.
  */
 struct fl_pages fl_event(struct fl_vm *vm, const struct uffd_msg *message);
 

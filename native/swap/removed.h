@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the VMM has removed (REMOVE events: balloon, free page reporting) and what has still to be forgotten of it. Who freed
- * goes on as soon as the event has been read, so all of it is noted then, by page: whether memory moves afterwards does not matter.
- * Until a stored copy is forgotten, nobody brings it back.
+ * What the VMM has removed (REMOVE events: balloon, free page reporting) and what has still to be forgotten of it. Who
+ * freed goes on as soon as the event has been read, so all of it is noted then, by page: whether memory moves
+ * afterwards does not matter. Until a stored copy is forgotten, nobody brings it back.
  */
 #ifndef FL_SWAP_REMOVED_H
 #define FL_SWAP_REMOVED_H
@@ -17,8 +17,9 @@ void fl_removed_was_read(struct fl_vm *vm);
 bool fl_removed_is_reading(struct fl_vm *vm);
 
 /*
- * The pages of a REMOVE event of [start, end) that the caller has to forget; first == end: none, because it is our own zap or put off.
- * One event is of one mapping, and mostly of one region: of others that a mapping reaches into, it is forgotten here.
+ * The pages of a REMOVE event of [start, end) that the caller has to forget; first == end: none, because it is our own
+ * zap or put off. One event is of one mapping, and mostly of one region: of others that a mapping reaches into, it is
+ * forgotten here.
  */
 struct fl_pages fl_removed_by(struct fl_vm *vm, uint64_t start, uint64_t end);
 /* It is being forgotten from now on, however long that takes. `place`: the caller's, below FL_FORGETTING_MAX. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Attaching that fails in the middle takes back what was done: the process runs out of descriptors after each one that
- * attaching needs, out of address space, or its seccomp filters forbid a call. And detaching that was done meanwhile by somebody who
- * had been given up.
+ * attaching needs, out of address space, or its seccomp filters forbid a call. And detaching that was done meanwhile by
+ * somebody who had been given up.
  */
 #include <errno.h>
 #include <linux/filter.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random bits stand in every entry of a page table. Each page is touched by a thread of its own, as by a vCPU: within some seconds
- * every one of them has its content or an error, none has a wrong one or hangs, and the pager is at rest afterwards.
+ * Random bits stand in every entry of a page table. Each page is touched by a thread of its own, as by a vCPU: within
+ * some seconds every one of them has its content or an error, none has a wrong one or hangs, and the pager is at rest
+ * afterwards.
  */
 #include <errno.h>
 #include <pthread.h>

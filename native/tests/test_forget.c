@@ -60,8 +60,8 @@ static struct fl_pages tell(uint64_t start, uint64_t end) {
 }
 
 /*
- * From the middle of the lower region to the middle of the upper one; all are away. The kernel tells of one mapping at a time, and
- * one that reaches into two regions is rare: the second one's share is forgotten on the spot.
+ * From the middle of the lower region to the middle of the upper one; all are away. The kernel tells of one mapping at
+ * a time, and one that reaches into two regions is rare: the second one's share is forgotten on the spot.
  */
 static void exactly_and_in_steps(void) {
     uint64_t from = PAGES / 2 + 7, to = PAGES + PAGES / 2 - 7, before = FL_READ(&vm, removed_pages), steps = 1;

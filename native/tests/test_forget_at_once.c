@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory is freed and used again while the pager has not come to it yet: by several threads at once, moved at once, filled anew at
- * once, fetched ahead at once, and while our own zap lasts, was not made after all, or comes again and again. Nobody reads the old content of what was freed, and nothing written since is lost.
+ * Memory is freed and used again while the pager has not come to it yet: by several threads at once, moved at once,
+ * filled anew at once, fetched ahead at once, and while our own zap lasts, was not made after all, or comes again and
+ * again. Nobody reads the old content of what was freed, and nothing written since is lost.
  *
  * Each moment is met: reads of the userfaultfd are held until all have freed, and forgetting is held when it has begun.
  */

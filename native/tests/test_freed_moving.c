@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The VMM frees a page while it is on its way out or back: what is found there afterwards is a hole, and not the old content. Each
- * moment is met by doing it inside the system call that the way just then makes.
+ * The VMM frees a page while it is on its way out or back: what is found there afterwards is a hole, and not the old
+ * content. Each moment is met by doing it inside the system call that the way just then makes.
  */
 #include <errno.h>
 #include <fcntl.h>

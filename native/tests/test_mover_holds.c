@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * When the mover lets nothing go although the budget would: ages that do not know what an arming without a harvest has
- * hidden; while a zap may come; after an arming, for as long as direct I/O may take that it has not seen; when scans come more or less often from
- * now on, until ages mean what they did; and while it fails, which is shown. And that ages move once an interval. Its tracker only counts and fails; all else is
- * a served process.
+ * hidden; while a zap may come; after an arming, for as long as direct I/O may take that it has not seen; when scans
+ * come more or less often from now on, until ages mean what they did; and while it fails, which is shown. And that ages
+ * move once an interval. Its tracker only counts and fails; all else is a served process.
  */
 #include <errno.h>
 #include <signal.h>

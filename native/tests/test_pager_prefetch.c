@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A prefetch of everything: it is done in steps, so that what else the pager is told need not wait for its end, and to its end. */
+/*
+ * A prefetch of everything: it is done in steps, so that what else the pager is told need not wait for its end, and to
+ * its end.
+ */
 #include <string.h>
 
 #include "victim.h"

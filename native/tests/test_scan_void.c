@@ -84,15 +84,15 @@ static int arm(struct fl_tracker *tracker, uint64_t *stop_max_ns) {
     return fake.fails_in == IN_ARM ? fake.error : 0;
 }
 
-#define FAKE(which, begin) \
-    {.kind = (which),      \
-     .sees_io = true,      \
-     .probe = probe,       \
-     .create = create,     \
-     .destroy = destroy,   \
-     .begin = begin,       \
-     .harvest = harvest,   \
-     .voided = forget,     \
+#define FAKE(which, op)  \
+    {.kind = (which),    \
+     .sees_io = true,    \
+     .probe = probe,     \
+     .create = create,   \
+     .destroy = destroy, \
+     .op = op,           \
+     .harvest = harvest, \
+     .voided = forget,   \
      .arm = arm}
 static const struct fl_tracker_ops first_choice = FAKE(FL_TRACKER_RWP, collect),
                                    second_choice = FAKE(FL_TRACKER_ZAP, collect), sweeper = FAKE(FL_TRACKER_ZAP, sweep);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pages that are touched while a scan is under way, by each tracker that looks at pages and arms them in one go: touched when they
- * have been armed again, they are young in the next scan; touched when others have been and they have not, in this one; touched
- * before a scan that comes to nothing, they are young at once and in the next, for what was seen of them cannot be seen again. And
- * pages that we brought back, whose touches are hidden until they are armed.
+ * Pages that are touched while a scan is under way, by each tracker that looks at pages and arms them in one go:
+ * touched when they have been armed again, they are young in the next scan; touched when others have been and they have
+ * not, in this one; touched before a scan that comes to nothing, they are young at once and in the next, for what was
+ * seen of them cannot be seen again. And pages that we brought back, whose touches are hidden until they are armed.
  */
 #include <errno.h>
 #include <stdarg.h>

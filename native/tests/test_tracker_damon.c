@@ -187,7 +187,10 @@ static double scan_permille(struct damon_field *field, uint32_t interval_ms) {
     return (double)meter.cpu_ns / ((double)interval_ms * 1e6) * 1000;
 }
 
-/* An interval that is too short for page-exact, by the assumed cost and by a higher one. Over several scans: one differs from the next. */
+/*
+ * An interval that is too short for page-exact, by the assumed cost and by a higher one. Over several scans: one
+ * differs from the next.
+ */
 static void test_budget(void) {
     const uint32_t interval_ms = BUDGET_INTERVAL_MS;
     struct damon_field *field = damon_field_make(128 * MIB, 1, interval_ms, true);

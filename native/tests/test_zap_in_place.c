@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * While the zap tracker waits for the VMM's main thread, the VMM unmaps its memory or a part of it, or moves it, and has something
- * else at that address. That is left alone: dropped, a heap or a stack would be zeros. Moved before anything of it has been looked at,
- * it is not taken for idle. And while it makes the zap's call, it splits
- * its mapping: what the kernel tells of then is still our own doing, and nothing that is away is forgotten.
+ * While the zap tracker waits for the VMM's main thread, the VMM unmaps its memory or a part of it, or moves it, and
+ * has something else at that address. That is left alone: dropped, a heap or a stack would be zeros. Moved before
+ * anything of it has been looked at, it is not taken for idle. And while it makes the zap's call, it splits its
+ * mapping: what the kernel tells of then is still our own doing, and nothing that is away is forgotten.
  */
 #include <errno.h>
 #include <poll.h>

@@ -18,9 +18,9 @@ struct fl_age_counts {
 uint32_t fl_age_bin(uint8_t age);
 
 /*
- * Collect, if the tracker does, and harvest every region into the ages: accessed pages become 0, others one scan older (saturating); holes stay 0,
- * so that a page filled in later starts young. Publishes both histograms in the vault's stats. When the tracker
- * fails anywhere before the end, nothing has moved and its error is returned.
+ * Collect, if the tracker does, and harvest every region into the ages: accessed pages become 0, others one scan older
+ * (saturating); holes stay 0, so that a page filled in later starts young. Publishes both histograms in the vault's
+ * stats. When the tracker fails anywhere before the end, nothing has moved and its error is returned.
  */
 int fl_age_scan(struct fl_vm *vm, const struct fl_tracker_ops *ops, struct fl_tracker *tracker,
                 struct fl_age_counts *counts);

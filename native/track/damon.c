@@ -18,9 +18,10 @@
  *
  * ACCESS bits are cleared without a TLB flush, so every arming ends with that (tlb.h).
  *
- * Limits. Between two scans nothing new is known: harvest() tells what the last collect() saw. Whoever else clears ACCESS bits (MGLRU's aging, page_idle) hides accesses. A huge page is young or old as one. The checks of all VMs of a host
- * take turns, since DAMON's sysfs has one lock. The kernel's DAMON must split ranges into min_nr_regions when it starts and
- * check when it is stopped (7.3 does both, 6.19 only the latter): create() tries that out.
+ * Limits. Between two scans nothing new is known: harvest() tells what the last collect() saw. Whoever else clears
+ * ACCESS bits (MGLRU's aging, page_idle) hides accesses. A huge page is young or old as one. The checks of all VMs of a
+ * host take turns, since DAMON's sysfs has one lock. The kernel's DAMON must split ranges into min_nr_regions when it
+ * starts and check when it is stopped (7.3 does both, 6.19 only the latter): create() tries that out.
  */
 #include <errno.h>
 #include <pthread.h>

@@ -28,8 +28,8 @@ uint32_t fl_damon_grain(uint64_t pages, uint32_t interval_ms, uint64_t region_co
 double fl_damon_cpu_percent(uint64_t regions, uint32_t interval_ms);
 
 /*
- * `plan` holds the one before (or zeros) and gets the new one. `region_cost_ns`: CPU time for one region and scan; 0: not measured
- * yet. A VM without memory has a plan without ranges.
+ * `plan` holds the one before (or zeros) and gets the new one. `region_cost_ns`: CPU time for one region and scan; 0:
+ * not measured yet. A VM without memory has a plan without ranges.
  */
 void fl_damon_make_plan(struct fl_vm *vm, uint64_t region_cost_ns, struct fl_damon_plan *plan);
 

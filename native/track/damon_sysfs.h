@@ -2,8 +2,8 @@
 /*
  * DAMON's files in sysfs, and one kdamond there: what it is to look at, on and off. Who may use which: damon_admin.h.
  *
- * Functions return 0 or a negative errno. -ENODEV: what is named is not there (any more). DAMON answers EBUSY while another process
- * is at work in its sysfs; that is waited for.
+ * Functions return 0 or a negative errno. -ENODEV: what is named is not there (any more). DAMON answers EBUSY while
+ * another process is at work in its sysfs; that is waited for.
  */
 #ifndef FL_TRACK_DAMON_SYSFS_H
 #define FL_TRACK_DAMON_SYSFS_H

@@ -31,7 +31,10 @@ struct fl_pagemap_kind {
 long fl_pagemap_runs(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint64_t *from,
                      uint64_t end);
 
-/* Pages of `kind` among the VMM addresses [from, end) are marked: bit i of `bits` is the page at base + i pages. 0 or a negative errno. */
+/*
+ * Pages of `kind` among the VMM addresses [from, end) are marked: bit i of `bits` is the page at base + i pages. 0 or a
+ * negative errno.
+ */
 int fl_pagemap_mark(struct fl_pagemap *pagemap, struct fl_vm *vm, struct fl_pagemap_kind kind, uint64_t base,
                     uint64_t from, uint64_t end, uint64_t *bits);
 

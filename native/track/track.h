@@ -70,10 +70,10 @@ struct fl_tracker_ops {
      */
     int (*arm)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
     /*
-     * NULL, or called instead of collect() and arm() once all is armed: get what harvest() will tell, and arm, each chunk as soon as
-     * it was looked at. On error what it has not come to is still to be seen (but for what a call of `zap` drops that ends too late), so the next
-     * scan sweeps again. Of a pager that is
-     * killed between this and the end of the scan, the touches since the scan before are forgotten. As arm() besides.
+     * NULL, or called instead of collect() and arm() once all is armed: get what harvest() will tell, and arm, each
+     * chunk as soon as it was looked at. On error what it has not come to is still to be seen (but for what a call of
+     * `zap` drops that ends too late), so the next scan sweeps again. Of a pager that is killed between this and the
+     * end of the scan, the touches since the scan before are forgotten. As arm() besides.
      */
     int (*sweep)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
 };
@@ -84,8 +84,9 @@ extern const struct fl_tracker_ops fl_tracker_idle;
 extern const struct fl_tracker_ops fl_tracker_damon;
 
 /*
- * A call of `zap` that was late, or a pager that was killed in one, has left its mark (swap/removed.h), whatever the tracker is by
- * now. What has not begun is cancelled, and what is over ends the mark. 0: there is none any more. -EBUSY: it is under way yet.
+ * A call of `zap` that was late, or a pager that was killed in one, has left its mark (swap/removed.h), whatever the
+ * tracker is by now. What has not begun is cancelled, and what is over ends the mark. 0: there is none any more.
+ * -EBUSY: it is under way yet.
  */
 int fl_zap_settle(struct fl_vm *vm, struct fl_fault_server *faults);
 

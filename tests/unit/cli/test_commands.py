@@ -94,7 +94,7 @@ def test_one_vm_for_people(frostline: Command) -> None:
     assert "granted: 620 MiB may be away" in out
     assert "45,120 served, p50 12.3 us, p99 45.7 us; vCPUs waited 560 ms in all" in out
     assert "488 MiB compressed to 150 MiB, 3.3:1" in out
-    assert "rwp, freezes by rwp; a scan takes 2.5 ms to arm and 900 us to harvest" in out
+    assert "rwp, freezes by rwp; a scan takes 3.4 ms" in out
     assert "swapped" not in out
 
 
