@@ -296,7 +296,7 @@ class Agent(Daemon):
     async def _answer(self, request: AdminRequest) -> dict[str, Any]:
         if request.method == "status":
             status: SessionStatus | None = self._session.status if self._session else None
-            return status_document(self._settings, self._host, self._authority, status)
+            return status_document(self._settings, self._trackers(), self._host, self._authority, status)
         chosen = self._chosen(request)
         actions: dict[str, Callable[[Vm], Awaitable[str]]] = {
             "release": lambda vm: vm.tell(Command(CommandKind.RELEASE)),

@@ -12,6 +12,7 @@ from typing import Any, Final
 from frostline.agent.discovery import Discovery, Vmm
 from frostline.agent.mglru import ColdEstimate, Mglru
 from frostline.agent.trackers import freeze_for, preferred, trackers_text, why_preferred
+from frostline.agent.wanted import Wanted
 from frostline.native import (
     Freeze,
     KernelFeatures,
@@ -81,6 +82,7 @@ class Probe:
     kernel_release: str
     features: tuple[Feature, ...]
     trackers_wanted: str
+    trackers_from: str  # who wants them
     trackers: tuple[TrackerFinding, ...]
     tracker: str
     tracker_why: str
@@ -154,8 +156,11 @@ def tracker_findings(
     )
 
 
-def in_use(status: Status, next_one: Tracker, why_next: str) -> str:
-    """What to say of a VM whose pager has taken a tracker, when a new one would take ``next_one``."""
+def in_use(status: Status, next_one: Tracker, why_next: str, *, by_agent: bool) -> str:
+    """What to say of a VM whose pager has taken a tracker, when a new one would take ``next_one``.
+
+    ``by_agent``: as the running agent wants it, so that its next pager does.
+    """
     said = [f"{status.tracker.word} is in use" if status.tracker else "no tracker works now: ages stand still"]
     if status.tracker_switches:
         said.append(f"others failed {status.tracker_switches} times before")
@@ -164,7 +169,8 @@ def in_use(status: Status, next_one: Tracker, why_next: str) -> str:
     elif next_one is Tracker.NONE:
         said.append(f"for a new pager {why_next}")
     else:
-        said.append(f"a new pager would take {next_one.word}: {why_next}; `frostline-agent release` starts one")
+        starts = "`frostline-agent release` starts one" if by_agent else "an agent with this list would start one"
+        said.append(f"a new pager would take {next_one.word}: {why_next}; {starts}")
     return "; ".join(said)
 
 
@@ -172,6 +178,11 @@ def kept_for(status: Status | None) -> Freeze:
     """How memory is registered and will be by the next pager too; NONE: as that one likes."""
     stays = status is not None and (status.evicted_pages or status.poisoned_pages or status.state is State.CORRUPT)
     return status.freeze if status is not None and stays else Freeze.NONE
+
+
+def but_for(refusal: str) -> str:
+    """How what holds of a refused VM begins: its trackers' details, and why none is used."""
+    return f"this VM is refused: {refusal}; else "
 
 
 def why_here(wanted: tuple[Tracker, ...], host: Iterable[TrackerProbe], here: Iterable[TrackerProbe]) -> str:
@@ -186,38 +197,36 @@ def why_here(wanted: tuple[Tracker, ...], host: Iterable[TrackerProbe], here: It
     return said
 
 
-def probe(wanted: tuple[Tracker, ...] = (), scan_interval_seconds: float = 0.0) -> Probe:
-    """Look at the kernel and at every VMM. Touches neither; reads all of /proc.
-
-    ``wanted``: see ``parse_trackers``. ``scan_interval_seconds``: of pagers to come; 0: their own.
-    """
+def probe(wanted: Wanted) -> Probe:
+    """Look at the kernel and at every VMM. Touches neither; reads all of /proc."""
     kernel = probe_kernel()
     table = features(kernel)
     opens = kernel.userfaultfd_device or kernel.userfaultfd_syscall
     able = opens and all(feature.there for feature in table if feature.needed)
     mglru = Mglru()
-    interval_ms = round(scan_interval_seconds * 1000)
     vmms = Discovery().sweep()
     probes = probe_trackers()
-    chosen = preferred(wanted, probes)
+    chosen = preferred(wanted.trackers, probes)
     freeze = freeze_for(chosen) if kernel.wp_shmem or chosen is Tracker.RWP else Freeze.NONE
     return Probe(
         able=able,
         kernel_release=os.uname().release,
         features=table,
-        trackers_wanted=trackers_text(wanted),
-        trackers=tracker_findings(probes, wanted, chosen),
+        trackers_wanted=trackers_text(wanted.trackers),
+        trackers_from=wanted.source,
+        trackers=tracker_findings(probes, wanted.trackers, chosen),
         tracker=chosen.word if chosen else "",
-        tracker_why=why_preferred(wanted, probes),
+        tracker_why=why_preferred(wanted.trackers, probes),
         freeze_method=freeze.word,
         freeze_why=_FREEZE_WHY[freeze],
         mglru=f"mglru {mglru.why_not() or 'tells an estimate of what is cold in their cgroups'}",
-        vmms=tuple(_with_estimates([_finding(vmm, wanted, probes, interval_ms) for vmm in vmms], mglru)),
+        vmms=tuple(_with_estimates([_finding(vmm, wanted, probes) for vmm in vmms], mglru)),
     )
 
 
-def _finding(vmm: Vmm, wanted: tuple[Tracker, ...], host: tuple[TrackerProbe, ...], interval_ms: int) -> VmmFinding:
+def _finding(vmm: Vmm, wanted: Wanted, host: tuple[TrackerProbe, ...]) -> VmmFinding:
     pid = vmm.process.pid
+    interval_ms = round(wanted.scan_interval_seconds * 1000)
     try:
         found = inspect(pid)
         probes = probe_trackers(pid, found.memory_bytes or vmm.memory_bytes, interval_ms)
@@ -237,33 +246,31 @@ def _finding(vmm: Vmm, wanted: tuple[Tracker, ...], host: tuple[TrackerProbe, ..
         sentence=found.detail or ("served now" if served else "can be served"),
     )
     status = _status(pid) if found.has_vault else None
-    chosen, why = preferred(wanted, probes), why_here(wanted, host, probes)
+    chosen, why = preferred(wanted.trackers, probes), why_here(wanted.trackers, host, probes)
     if status is not None and served:
         return replace(
             finding,
             tracker=status.tracker.word if status.tracker else "",
             tracker_in_use=True,
-            tracker_why=in_use(status, chosen, why),
+            tracker_why=in_use(status, chosen, why, by_agent=wanted.by_agent),
             freeze_method=status.freeze.word,
-            trackers=tracker_findings(probes, wanted, status.tracker),
+            trackers=tracker_findings(probes, wanted.trackers, status.tracker),
         )
     if finding.refusal:
-        refused = [
-            replace(each, possible=False, detail=f"this VM is refused: {finding.refusal}; else {each.detail}")
-            for each in probes
-        ]
+        otherwise = but_for(finding.refusal)
+        refused = [replace(each, possible=False, detail=f"{otherwise}{each.detail}") for each in probes]
         word = chosen.word if chosen else "none"
         return replace(
             finding,
-            tracker_why=f"this VM is refused: {finding.refusal}; else {word} would be used, {why}",
-            trackers=tracker_findings(refused, wanted, Tracker.NONE),
+            tracker_why=f"{otherwise}{word} would be used, {why}",
+            trackers=tracker_findings(refused, wanted.trackers, Tracker.NONE),
         )
     return replace(
         finding,
         tracker=chosen.word if chosen else "",
         tracker_why=why,
         freeze_method=(kept_for(status) or freeze_for(chosen)).word,
-        trackers=tracker_findings(probes, wanted, chosen),
+        trackers=tracker_findings(probes, wanted.trackers, chosen),
     )
 
 

@@ -11,14 +11,20 @@ from frostline.agent.host import Host
 from frostline.agent.report import holding_back
 from frostline.agent.session import SessionStatus
 from frostline.agent.settings import AgentSettings
+from frostline.agent.trackers import trackers_text
 from frostline.agent.vm import Vm
+from frostline.native import Tracker
 from frostline.v1 import common_pb2
 
 
 def status_document(
-    settings: AgentSettings, host: Host, authority: Authority, session: SessionStatus | None
+    settings: AgentSettings,
+    trackers: tuple[Tracker, ...],
+    host: Host,
+    authority: Authority,
+    session: SessionStatus | None,
 ) -> dict[str, Any]:
-    """Sizes are bytes, times seconds."""
+    """Sizes are bytes, times seconds. ``trackers`` and the scan interval are what new pagers are given."""
     return {
         "agent": {
             "node_id": settings.node_id,
@@ -33,6 +39,8 @@ def status_document(
             "allow_evict": authority.limits.allow_evict,
             "limits": authority.limits.source,
             "pool_full": authority.pool_full,
+            "trackers": trackers_text(trackers),
+            "scan_interval_seconds": authority.limits.document.scan_interval,  # None: the pagers' own
         },
         "vms": [vm_document(vm) for vm in sorted(host, key=lambda vm: (vm.vmm.name, vm.vm_id))],
     }

@@ -135,16 +135,25 @@ def standalone(
 
 
 @app.command(epilog=EPILOG)
-def probe(limits: LimitsFile = None, trackers: Trackers = None, as_json: AsJson = False) -> None:
+def probe(
+    run_dir: RunDirOption = None,
+    limits: Annotated[
+        Path | None, typer.Option(help="What if: this limits file. Default: as the running agent.")
+    ] = None,
+    trackers: Annotated[
+        str | None, typer.Option(help="What if: these trackers. Default: as the running agent.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what this kernel and each VMM allow, what is chosen, why, and what else could be. Changes nothing."""
-    from frostline.agent.limits import LimitsError, load_limits
+    from frostline.agent.limits import LimitsError
     from frostline.agent.probe import probe as look
+    from frostline.agent.wanted import wanted_here
 
-    settings = _settings({"limits": limits, "trackers": trackers})
+    settings = _settings({"run_dir": run_dir, "limits": limits, "trackers": trackers})
+    given = {"trackers_given": trackers is not None, "limits_given": limits is not None}
     try:
-        document = load_limits(settings.limits).document
-        wanted = settings.trackers if settings.trackers is not None else document.trackers or ()
-        found = look(wanted, document.scan_interval or 0.0)
+        found = look(asyncio.run(wanted_here(settings, **given)))
     except LimitsError as error:
         _fail(Exit.USAGE, str(error))
     except OSError as error:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from frostline.agent.probe import Probe, VmmFinding
+from frostline.agent.probe import Probe, VmmFinding, but_for
 from frostline.wire.units import format_duration, format_size
 
 
@@ -32,6 +32,7 @@ def print_probe(probe: Probe, console: Console) -> None:
         chosen = "[green]chosen[/]" if tracker.chosen else ("" if tracker.wanted else "not wanted")
         table.add_row(tracker.name, "yes" if tracker.possible else "no", chosen, escape(tracker.detail))
     console.print(table)
+    console.print(f"wanted: {probe.trackers_wanted}, from {escape(probe.trackers_from)}")
     console.print(f"tracker: [bold]{probe.tracker or 'none'}[/] ({probe.tracker_why})")
     console.print(f"summary for VMs that nobody is attached to: {escape(probe.mglru)}")
     console.print(f"freeze method: [bold]{probe.freeze_method}[/] ({probe.freeze_why})")
@@ -59,9 +60,8 @@ def print_probe(probe: Probe, console: Console) -> None:
         if vmm.tracker_why:
             would = "" if vmm.tracker_in_use or vmm.refusal else f"{vmm.tracker or 'none'} would be used, "
             console.print(f"  tracker: {would}{escape(vmm.tracker_why)}")
-            if not vmm.refusal:  # the JSON tells of each
-                for line in _other_choices(vmm, of_host):
-                    console.print(f"  {escape(line)}")
+            for line in _other_choices(vmm, of_host):
+                console.print(f"  {escape(line)}")
         if vmm.cold_estimate:
             console.print(f"  {estimate_text(vmm.cold_estimate)}")
         elif vmm.no_estimate_why and vmm.no_estimate_why != probe.mglru:
@@ -70,6 +70,12 @@ def print_probe(probe: Probe, console: Console) -> None:
 
 def _other_choices(vmm: VmmFinding, of_host: set[tuple[str, bool, str]]) -> Iterator[str]:
     """What each tracker that is not chosen would give, or why it is not possible; what was said is referred to."""
+    if vmm.refusal:
+        known = {(name, detail) for name, _, detail in of_host}
+        details = [(each.name, each.detail.removeprefix(but_for(vmm.refusal))) for each in vmm.trackers]
+        said = [f"{name} ({'see above' if (name, detail) in known else detail})" for name, detail in details]
+        yield f"if it were not refused: {'; '.join(said)}"
+        return
     for possible, words in ((True, "could be used"), (False, "not possible")):
         said = []
         for tracker in vmm.trackers:

@@ -81,9 +81,9 @@ class AgentRig:
         return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
     def ask_probe(self, *arguments: str) -> dict[str, Any]:
-        """What `probe --json` says."""
-        command = [sys.executable, "-m", "frostline.agent.main", "probe", "--json", *arguments]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        """What `probe --json` says on the same run folder."""
+        answer = self.ask("probe", "--json", *arguments)
+        assert answer.returncode == 0, answer.stderr
         return dict(json.loads(answer.stdout))
 
     def vms(self) -> dict[str, dict[str, Any]]:

@@ -202,7 +202,10 @@ def test_the_tracker_is_chosen_by_the_config_and_said_everywhere(guest: Guest) -
         assert (vm["pager"]["tracker"], vm["pager"]["freeze_method"]) == ("zap", "wp")
         first = int(vm["pager"]["pid"])
         assert command_line(first)["--trackers"] == "zap"
-        finding = next(vmm for vmm in rig.ask_probe("--trackers", "zap")["vmms"] if vmm["name"] == name)
+        # It asks the agent, whose limits file is none of its own.
+        probe = rig.ask_probe()
+        assert probe["trackers_wanted"] == "zap" and probe["trackers_from"].startswith("the running agent")
+        finding = next(vmm for vmm in probe["vmms"] if vmm["name"] == name)
         assert finding["tracker_in_use"] and (finding["tracker"], finding["freeze_method"]) == ("zap", "wp")
         assert finding["tracker_why"] == "zap is in use; the first of zap that is possible here"
 
@@ -218,6 +221,9 @@ def test_the_tracker_is_chosen_by_the_config_and_said_everywhere(guest: Guest) -
         said = "other trackers for pagers that start from now on"
         wait_for("the new list", lambda: any(str(line.get("event")).startswith(said) for line in rig.log()))
         assert int(rig.vm(name)["pager"]["pid"]) == first
+        assert rig.ask_probe()["trackers_wanted"] == "rwp,zap"
+        what_if = rig.ask_probe("--trackers", "zap")
+        assert (what_if["trackers_wanted"], what_if["trackers_from"]) == ("zap", "--trackers")
         assert rig.ask("release", name).returncode == 0
         vm = rig.wait_vm(name, lambda vm: vm["pager"]["pid"] not in (0, first) and vm["pager"]["scans"], "handed over")
         assert command_line(int(vm["pager"]["pid"]))["--trackers"] == "rwp,zap"

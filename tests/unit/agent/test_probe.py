@@ -20,6 +20,7 @@ from frostline.agent.mglru import ColdEstimate
 from frostline.agent.probe import Probe, VmmFinding, in_use, kept_for, probe
 from frostline.agent.procfs import ProcessId
 from frostline.agent.trackers import KNOWN
+from frostline.agent.wanted import Wanted
 from frostline.native import (
     Freeze,
     Inspection,
@@ -75,8 +76,10 @@ class World:
         known: dict[int, ColdEstimate | str] = {FREE: "no swap", BROKEN: "no swap"}
         return {pid: known.get(pid) or ColdEstimate((9 * GIB, 1 << 20, 0, 0), 5.0, 1) for pid in pids}
 
-    def look(self, wanted: tuple[Tracker, ...] = (), seconds: float = 0.0) -> tuple[Probe, dict[int, VmmFinding]]:
-        found = probe(wanted, seconds)
+    def look(
+        self, wanted: tuple[Tracker, ...] = (), seconds: float = 0.0, *, by_agent: bool = True
+    ) -> tuple[Probe, dict[int, VmmFinding]]:
+        found = probe(Wanted(wanted, seconds, by_agent=by_agent))
         return found, {vmm.pid: vmm for vmm in found.vmms}
 
 
@@ -134,6 +137,7 @@ def test_the_host_says_what_is_possible_chosen_and_why(world: World) -> None:
     ]
     assert found.tracker_why == "the first of rwp,zap,idle,damon that is possible here"
     assert (found.tracker, found.freeze_method, found.trackers_wanted) == ("rwp", "rwp", "auto")
+    assert found.trackers_from == "the built-in default"
     forced, _ = world.look((Tracker.DAMON, Tracker.ZAP))
     assert (forced.tracker, forced.freeze_method, forced.trackers_wanted) == ("zap", "wp", "damon,zap")
     assert [each.wanted for each in forced.trackers] == [False, True, False, True]
@@ -173,7 +177,12 @@ def test_a_vm_that_is_served_says_what_is_in_use_and_one_that_is_not_what_would_
 
 
 def test_a_refused_and_an_unreadable_vm_use_none(world: World) -> None:
-    _, vmms = world.look()
+    world.impossible_at[REFUSED] = Tracker.DAMON
+    found, vmms = world.look()
+    console = Console(file=io.StringIO(), width=300)
+    print_probe(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
     refused, broken = vmms[REFUSED], vmms[BROKEN]
     assert (refused.refusal, refused.tracker, refused.freeze_method) == ("locked", "", "")
     assert not any(each.chosen or each.possible for each in refused.trackers)
@@ -181,6 +190,8 @@ def test_a_refused_and_an_unreadable_vm_use_none(world: World) -> None:
     assert refused.tracker_why.startswith("this VM is refused: locked; else "), refused.tracker_why
     assert len({each.detail for each in refused.trackers}) == len(refused.trackers)
     assert all(each.detail.startswith("this VM is refused: locked; else ") for each in refused.trackers)
+    otherwise = "rwp (see above); zap (see above); idle (see above); damon (damon at this one)"
+    assert text.count(f"  if it were not refused: {otherwise}\n") == 1, text
     assert broken.refusal == "internal" and "Input/output error" in broken.sentence and not broken.trackers
 
 
@@ -198,14 +209,17 @@ def test_what_looks_cold_is_estimated_of_those_that_nobody_is_attached_to(world:
     assert "~1.00 GiB cold (estimate): not seen touched for 2m, ~1.00 MiB for 10m" in text
     assert "shared with 1 other process;" in text and "no estimate of its cold memory: no swap" in text
     world.no_mglru = "needs a kernel with CONFIG_LRU_GEN"
-    assert probe().mglru == "mglru needs a kernel with CONFIG_LRU_GEN"
+    assert probe(Wanted()).mglru == "mglru needs a kernel with CONFIG_LRU_GEN"
 
 
 def test_another_choice_says_how_to_get_it() -> None:
     zap = a_status(tracker=Tracker.ZAP, freeze=Freeze.WP)
-    assert "release" in in_use(zap, Tracker.RWP, "the first of all")
+    assert in_use(zap, Tracker.RWP, "the first of all", by_agent=True).endswith("`frostline-agent release` starts one")
+    # As somebody asks what if, or as an agent would that does not run.
+    said = in_use(zap, Tracker.RWP, "the first of all", by_agent=False)
+    assert "release" not in said and said.endswith("an agent with this list would start one")
     switched = a_status(tracker=Tracker.NONE, freeze=Freeze.WP, tracker_switches=3)
-    said = in_use(switched, Tracker.NONE, "none of damon is possible here")
+    said = in_use(switched, Tracker.NONE, "none of damon is possible here", by_agent=True)
     assert "no tracker works now" in said and "failed 3 times" in said and "none of damon" in said
 
 
@@ -273,7 +287,7 @@ def test_people_read_it_on_a_narrow_terminal_and_programs_as_json(world: World) 
 
 
 def test_this_machine_can_be_probed() -> None:
-    found = probe()
+    found = probe(Wanted())
     assert {each.name for each in found.trackers} <= {tracker.word for tracker in KNOWN}
     assert all(each.detail for each in found.trackers) and len(found.trackers) >= 2
     assert (found.tracker == "") == (not any(each.possible for each in found.trackers))
