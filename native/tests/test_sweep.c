@@ -26,6 +26,7 @@
 #define VOIDS 4u           /* so many in a row a tracker may have */
 #define LARGE_PAGES 32768u /* more than any tracker arms in one go */
 #define LATE_PAGE (LARGE_PAGES - 2)
+#define CHUNK_BYTES_MIN (1u << 20) /* of rwp */
 
 struct ages {
     uint8_t of[PAGES];
@@ -215,12 +216,15 @@ static void check_tracker(const char *tracker, uint64_t seed) {
 enum moment {
     NEVER,
     FIRST_ARMED, /* before the look at LATE_PAGE, when the first page has been armed */
-    REFUSED      /* between the look at LATE_PAGE and an arming of it that has to be tried again */
+    REFUSED,     /* between the look at LATE_PAGE and an arming of it that has to be tried again */
+    QUICK,       /* nothing is touched, but chunks of rwp are counted */
+    SLOW         /* and each of them takes long */
 };
 
 static struct {
     _Atomic(enum moment) moment; /* the page is touched, once */
     bool touched, refusing;
+    uint32_t chunks;
     struct fl_vm *vm;
     struct victim *victim;
     struct fl_pagemap_kind accessed;
@@ -282,6 +286,10 @@ int ioctl(int fd, unsigned long request, ...) {
         return (int)syscall(SYS_ioctl, fd, request, argument);
     if (request == PAGEMAP_SCAN && fd == during.vm->pagemap_fd)
         return scan_pages(fd, argument);
+    if (request == UFFDIO_RWPROTECT) {
+        during.chunks++;
+        sleep_ms(atomic_load(&during.moment) == SLOW);
+    }
     const struct uffdio_rwprotect *protect = argument;
     if (request == UFFDIO_RWPROTECT && during.refusing &&
         is_late_page_in(protect->range.start, protect->range.start + protect->range.len)) {
@@ -328,6 +336,37 @@ static void check_touched_during(const char *tracker, enum moment moment, const 
     served_vm_end(&vm, faults);
 }
 
+static uint32_t chunks_of_scan(struct fl_scanner *scanner, enum moment moment) {
+    struct fl_age_counts counts;
+    during.chunks = 0;
+    atomic_store(&during.moment, moment);
+    scan_whole(scanner, &counts);
+    atomic_store(&during.moment, NEVER);
+    return during.chunks;
+}
+
+/* Chunks that had grown while they were quick. */
+static void check_slow_chunks(uint64_t seed) {
+    const struct fl_tracker_list trackers = trackers_of("rwp");
+    struct fl_scanner scanner;
+    static struct fl_vm vm;
+    const uint32_t smallest = LARGE_PAGES * FL_PAGE_SIZE / CHUNK_BYTES_MIN;
+    uint32_t quick = smallest, slow = 0;
+    struct victim victim = victim_start(LARGE_PAGES, 0, seed);
+    struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
+    fl_scanner_start(&scanner, &vm, faults, &trackers);
+    during.vm = &vm;
+    for (unsigned i = 0; i < TRIES && quick > smallest / 4; i++)
+        quick = chunks_of_scan(&scanner, QUICK);
+    CHECK(quick <= smallest / 4, "they do not grow: %u chunks", quick);
+    for (unsigned i = 0; i < 5 && slow < smallest; i++)
+        slow = chunks_of_scan(&scanner, SLOW);
+    CHECK(slow >= smallest, "%u chunks, slow as they are", slow);
+    printf("rwp   chunks that got slow: from %u to %u a scan of %u pages\n", quick, slow, LARGE_PAGES);
+    fl_scanner_stop(&scanner);
+    served_vm_end(&vm, faults);
+}
+
 int main(int argc, char **argv) {
     static const char *const trackers[] = {"rwp", "zap"};
     need_paging();
@@ -344,6 +383,8 @@ int main(int argc, char **argv) {
         check_tracker(trackers[i], seed + i);
         check_touched_during(trackers[i], FIRST_ARMED, "when the first one had been armed", seed + i);
         check_touched_during(trackers[i], REFUSED, "before an arming that had to be tried again", seed + i);
+        if (strcmp(trackers[i], "rwp") == 0)
+            check_slow_chunks(seed);
         tried++;
     }
     if (!tried)

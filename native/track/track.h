@@ -64,9 +64,9 @@ struct fl_tracker_ops {
      */
     void (*voided)(struct fl_tracker *tracker);
     /*
-     * Make all accesses from now on visible, chunk by chunk so that no vCPU waits longer than 1 ms.
-     * *stop_max_ns gets the longest single stop. On error nothing was seen from then on: the next scan arms again and
-     * harvests nothing. Errors as collect().
+     * Make all accesses from now on visible, chunk by chunk so that nobody waits for longer than one, and chunks shrink
+     * that take more than 0.5 ms. *stop_max_ns gets the longest single one. On error nothing was seen from then on: the
+     * next scan arms again and harvests nothing. Errors as collect().
      */
     int (*arm)(struct fl_tracker *tracker, uint64_t *stop_max_ns);
     /*

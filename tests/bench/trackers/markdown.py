@@ -49,6 +49,17 @@ def costs(points: Sequence[Point]) -> str:
     return _table([*head, *(f"guest, µs a page: `{name}`" for name in names)], rows)
 
 
+def stops(points: Sequence[Point]) -> str:
+    """The longest single chunk of the best round, in µs: so long a fault, or for `zap` the main thread, may wait."""
+    of = reading.by_tracker(points)
+    rows = []
+    for touched in sorted({point.touched for point in points}):
+        here = [next((p for p in of[name] if p.touched == touched), None) for name in of]
+        row = [next(_fraction(point) for point in here if point)]
+        rows.append([*row, *("-" if point is None else _number(point.stop_us) for point in here)])
+    return _table(["touched", *(f"`{name}`, longest stop, µs" for name in of)], rows)
+
+
 def slow_downs(points: Sequence[Point]) -> str:
     """What scans take of the time of one vCPU, if it alone touches so much of 1 GiB: from the charge for one page."""
     of = reading.by_tracker(points)
@@ -127,6 +138,6 @@ def tables(places: Sequence[PlaceResults]) -> str:
         text += f"## {place.title}: Linux {place.release}\n\n"
         for guest, points in place.guests().items():
             text += f"A {guest} of {points[0].pages // 256} MiB.\n\n"
-            text += f"{costs(points)}\n{slow_downs(points)}\n{crossings(points)}\n"
+            text += f"{costs(points)}\n{slow_downs(points)}\n{stops(points)}\n{crossings(points)}\n"
         text += accuracy(place) + "\n" + _other(place)
     return text

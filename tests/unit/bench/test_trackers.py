@@ -225,6 +225,10 @@ def test_slow_downs_follow_from_the_charge_for_a_page() -> None:
     assert row == "| all | 5.2 / 1.7 / 0.44 |", "2 us for each of 262,144 pages are 0.52 s"
 
 
+def test_the_longest_stop_is_of_the_best_round() -> None:
+    assert markdown.stops([RWP[2], IDLE[0]]).splitlines()[2:] == ["| nothing | - | 500 |", "| all | 500 | - |"]
+
+
 def test_a_place_with_one_size_has_no_plot_by_size(tmp_path: Path) -> None:
     empty = PlaceResults("here", "a place", "7.3", emulated=False, by_size=[RWP[0]])
     assert plots.plot_by_size([empty], tmp_path / "size") == []
