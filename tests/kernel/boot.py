@@ -97,9 +97,10 @@ class Kernel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._channel.power_off()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_OFF_LIMIT_SECONDS)
+        if self.broken() is None:
+            self._channel.power_off()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_OFF_LIMIT_SECONDS)
         self._end()
 
     def _nodes(self) -> list[str]:
