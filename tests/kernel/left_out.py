@@ -11,7 +11,7 @@ import pytest
 
 from .result import Result
 
-_LEFT_OUT = re.compile(r"\b(?:not tried|skipped):")
+_LEFT_OUT = re.compile(r"\bnot (?:tried|tested)\b|\bskipped:")
 PROPERTY = "left out"
 
 
@@ -69,10 +69,16 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
             rf"{tracker:<5} page \d+ touched {when}"
             for tracker in seen_io
             for when in ("when the first one had been armed", "before an arming that had to be tried again")
-        ],
+        ]
+        + ["rwp   chunks that got slow"] * ("rwp" in trackers),
         "test_fault_waiters": ["memory that has failed: answered"],
         "test_rwp_anonymous": [r"swapped out: \d{4,} pages"],
         "test_tracker_damon_host": ["damon_stat is on"],
-        "test_tracker_idle": [r"\d{4} pages were swapped out", "huge pages: each seen as one"],
+        "test_tracker_idle": [
+            r"\d{4} pages were swapped out",
+            "huge pages: each seen as one",
+            r"\d{3,} of \d{4} pages were migrated",
+            r"last word of the bitmap: \d\d pages of it",
+        ],
     }
     return [rf"{tracker:<5} {part}" for tracker in trackers for part in each.get(name, [])] + once.get(name, [])
