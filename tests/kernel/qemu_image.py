@@ -46,11 +46,15 @@ def qemu_config(config: KernelConfig) -> KernelConfig:
 
 
 def vm_command(vm: GuestConfig, serial: str) -> list[str]:
-    """The QEMU command for a VM under KVM; ``serial`` names a pair of pipes, SERIAL.in and SERIAL.out."""
+    """The QEMU command for a VM under KVM.
+
+    ``serial`` names a pair of pipes, SERIAL.in and SERIAL.out; its monitor is on the socket SERIAL.monitor.
+    """
     memory = f"memory-backend-memfd,id=ram0,size={vm.memory_mib}M,share=on"
     command = [_PROGRAM, "-name", vm.name, "-uuid", vm.uuid, "-machine", "pc,memory-backend=ram0"]
     command += ["-m", f"{vm.memory_mib}M", "-object", memory, "-smp", str(vm.vcpus)]
     command += ["-accel", "kvm", "-cpu", "host", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
     command += ["-chardev", f"pipe,id=console,path={serial}", "-serial", "chardev:console"]
+    command += ["-monitor", f"unix:{serial}.monitor,server=on,wait=off"]
     command += ["-kernel", VM_KERNEL, "-initrd", VM_INITRAMFS]
     return [*command, "-append", vm.kernel_command_line()]

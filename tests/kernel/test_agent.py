@@ -45,6 +45,29 @@ while True:
         pass
     time.sleep(1)
 """
+# What a VM that hangs is doing: thrice, so that it shows what moves. QEMU answers if its main thread does.
+_REGISTERS = f"""#!{python_program()}
+import socket, time
+with socket.socket(socket.AF_UNIX) as monitor:
+    monitor.settimeout(10)
+    monitor.connect("{_SERIAL}.monitor")
+    for _ in range(3):
+        monitor.sendall(b"info registers\\ninfo lapic\\n")
+        time.sleep(1)
+        for line in monitor.recv(1 << 16).decode(errors="replace").splitlines():
+            if line[:3] in ("RAX", "RSI", "RIP", "CR0", "ISR", "IRR"):
+                print(line.rstrip())
+"""
+_WHERE = """
+for process in $(pidof qemu-system-x86_64 frostline-pager); do
+    for task in /proc/$process/task/*; do
+        echo "$task $(cat $task/comm) $(sed -n 's/^State:.//p; s/^TracerPid:./tracer /p' $task/status | tr '\n' ' ')"
+        echo "ticks $(cut -d' ' -f14,15 $task/stat)"
+        cat $task/stack
+    done
+done
+grep -E ' (_stext|_etext)$' /proc/kallsyms
+"""
 _LIMITS = f"version: 1\nonly: [{_VM.name}]\nallow_evict: true\nscan_interval: 1s\n"
 
 
@@ -67,10 +90,18 @@ class Vm:
     def wait(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         deadline = time.monotonic() + _VM_LIMIT_SECONDS
         while not ((status := self.status()) and wanted(status)):
-            said = f"{self._console.stdout()[-1500:]}\nQEMU: {self.qemu.stderr()[-1500:]}"
-            assert time.monotonic() < deadline and not self.qemu.ended, f"the VM is not {what}: {said}"
+            if time.monotonic() > deadline or self.qemu.ended:
+                raise AssertionError(f"the VM is not {what}: {self._described()}")
             time.sleep(_POLL_SECONDS)
         return status
+
+    def _described(self) -> str:
+        said = f"{self._console.stdout()[-1500:]}\nQEMU: {self.qemu.stderr()[-1500:]}"
+        if self.qemu.ended:
+            return said
+        for command in (["sh", "-c", _WHERE], ["/tests/registers"], ["sh", "-c", _WHERE]):
+            said += f"\n{self.kernel.run(command).describe()}"
+        return said
 
     def verify(self, number: int) -> None:
         """Every page of the workload is read and compared."""
@@ -87,7 +118,12 @@ class Vm:
 @pytest.fixture
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
     """Gives a booted kernel with QEMU and the agent in it."""
-    texts = {"/tests/ask": _ASK, "/etc/policy.yaml": ENFORCE, "/etc/limits.yaml": _LIMITS}
+    texts = {
+        "/tests/ask": _ASK,
+        "/tests/registers": _REGISTERS,
+        "/etc/policy.yaml": ENFORCE,
+        "/etc/limits.yaml": _LIMITS,
+    }
     config = qemu_config(python_config(KernelConfig(memory_mib=2048, texts=texts)))
     with Kernels(config, tmp_path_factory, "agent") as hosts:
         yield hosts
