@@ -3,18 +3,25 @@
 # their file; exit code 77 means "this machine lacks what the test needs" and counts as skipped.
 enable_testing()
 
-# The tests' and benches' other .c files are what they share.
+# The tests' and benches' other .c files are what they share, compiled once.
 function(fl_programs folder pattern out)
   file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.c)
   set(programs ${sources})
   list(FILTER programs INCLUDE REGEX "/${folder}/${pattern}$")
   list(REMOVE_ITEM sources ${programs})
+  set(shared)
+  if(sources)
+    set(shared fl_${folder}_shared)
+    add_library(${shared} STATIC ${sources})
+    target_include_directories(${shared} PUBLIC ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/${folder})
+    target_link_libraries(${shared} PUBLIC fl_flags frostline m)
+  endif()
   set(names)
   foreach(program IN LISTS programs)
     get_filename_component(name ${program} NAME_WE)
-    add_executable(${name} ${program} ${sources})
+    add_executable(${name} ${program})
     target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/${folder})
-    target_link_libraries(${name} PRIVATE fl_flags frostline m)
+    target_link_libraries(${name} PRIVATE ${shared} fl_flags frostline m)
     set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/${folder})
     list(APPEND names ${name})
   endforeach()
@@ -41,5 +48,6 @@ endforeach()
 
 fl_programs(bench "bench_[^/]*\\.c" fl_benches)
 # Its guest can be the tests' KVM guest.
-file(GLOB fl_trackers_guest CONFIGURE_DEPENDS bench/trackers/*.c tests/kvm_*.c)
-target_sources(bench_trackers PRIVATE ${fl_trackers_guest} tests/victim.c)
+file(GLOB fl_trackers_guest CONFIGURE_DEPENDS bench/trackers/*.c)
+target_sources(bench_trackers PRIVATE ${fl_trackers_guest})
+target_link_libraries(bench_trackers PRIVATE fl_tests_shared)
