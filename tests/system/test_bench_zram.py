@@ -19,8 +19,10 @@ from tests.bench.zram import zram_swap
 
 SIZE = 64 << 20
 WAIT_SECONDS = 30.0
+# Whoever starts tests in the background has them ignore SIGINT, and so would what they start.
 HOLD = f"""\
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.bench.zram import zram_swap
 with zram_swap({SIZE}) as device:
     print(device.name, flush=True)
