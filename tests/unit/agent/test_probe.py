@@ -127,6 +127,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
+def printed(found: Probe, width: int) -> str:
+    """What people read, on a terminal of so many columns."""
+    text = io.StringIO()
+    print_probe(found, Console(file=text, width=width))
+    return text.getvalue()
+
+
 def test_the_host_says_what_is_possible_chosen_and_why(world: World) -> None:
     found, _ = world.look()
     assert [(each.name, each.possible, each.chosen) for each in found.trackers] == [
@@ -159,10 +166,7 @@ def test_a_feature_that_is_there_by_half_says_which_half_is_missing(
     lacking = {feature.name: feature.lacks for feature in found.features if not feature.there}
     assert lacking == {"wp_shmem": half.wp_lacks, "rwp": half.rwp_lacks}
     assert all(feature.lacks == "" for feature in found.features if feature.there)
-    console = Console(file=io.StringIO(), width=300)
-    print_probe(found, console)
-    assert isinstance(console.file, io.StringIO)
-    assert "makes zap exact to a page - UFFDIO_WRITEPROTECT does not keep writes from a page" in console.file.getvalue()
+    assert "makes zap exact to a page - UFFDIO_WRITEPROTECT does not keep writes from a page" in printed(found, 300)
 
 
 def test_a_vm_that_is_served_says_what_is_in_use_and_one_that_is_not_what_would_be(world: World) -> None:
@@ -179,10 +183,7 @@ def test_a_vm_that_is_served_says_what_is_in_use_and_one_that_is_not_what_would_
 def test_a_refused_and_an_unreadable_vm_use_none(world: World) -> None:
     world.impossible_at[REFUSED] = Tracker.DAMON
     found, vmms = world.look()
-    console = Console(file=io.StringIO(), width=300)
-    print_probe(found, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = printed(found, 300)
     refused, broken = vmms[REFUSED], vmms[BROKEN]
     assert (refused.refusal, refused.tracker, refused.freeze_method) == ("locked", "", "")
     assert not any(each.chosen or each.possible for each in refused.trackers)
@@ -202,10 +203,7 @@ def test_what_looks_cold_is_estimated_of_those_that_nobody_is_attached_to(world:
     estimate = vmms[REFUSED].cold_estimate
     assert estimate is not None and estimate["ages"][0]["cold_bytes"] == GIB, "no more than the VM has"
     assert vmms[FREE].no_estimate_why == "no swap"
-    console = Console(file=io.StringIO(), width=100)
-    print_probe(found, console)
-    assert isinstance(console.file, io.StringIO)
-    text = " ".join(console.file.getvalue().split())
+    text = " ".join(printed(found, 100).split())
     assert "~1.00 GiB cold (estimate): not seen touched for 2m, ~1.00 MiB for 10m" in text
     assert "shared with 1 other process;" in text and "no estimate of its cold memory: no swap" in text
     world.no_mglru = "needs a kernel with CONFIG_LRU_GEN"
@@ -231,10 +229,7 @@ def test_a_vm_says_what_keeps_it_from_what_this_host_would_rather_use(world: Wor
     first = "the first of rwp,zap,idle,damon that is possible here"
     assert vmms[SERVED].tracker_why == f"zap is in use; {first}; {lacking}"
     assert vmms[FREE].tracker_why == f"{first}; {lacking}"
-    console = Console(file=io.StringIO(), width=300)
-    print_probe(found, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = printed(found, 300)
     assert text.count("rwp at this one") == 2, "said once for each VM"
     others = "rwp (as just said); idle (see above); damon (see above)"
     assert text.count(f"  not possible: {others}\n") == 2
@@ -242,10 +237,7 @@ def test_a_vm_says_what_keeps_it_from_what_this_host_would_rather_use(world: Wor
     world.possible.add(Tracker.DAMON)
     world.impossible_at.clear()
     found, _ = world.look()
-    console = Console(file=io.StringIO(), width=300)
-    print_probe(found, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = printed(found, 300)
     assert f"zap is in use; a new pager would take rwp: {first}; `frostline-agent release` starts one" in text
     assert "could be used: rwp (see above); damon (see above)" in text
 
@@ -276,10 +268,7 @@ def test_trackers_are_asked_about_with_the_size_of_each_vm_and_the_interval_to_c
 def test_people_read_it_on_a_narrow_terminal_and_programs_as_json(world: World) -> None:
     world.impossible_at[FREE] = Tracker.RWP
     found, _ = world.look()
-    console = Console(file=io.StringIO(), width=80)
-    print_probe(found, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = printed(found, 80)
     assert "tracker: rwp (the first of rwp,zap,idle,damon that is possible here)" in " ".join(text.split())
     assert "rwp, in use" in text and "vm-13: it is locked" in text
     assert "but not at this VM now: rwp at" in " ".join(text.split())
