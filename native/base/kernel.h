@@ -57,6 +57,7 @@ struct uffdio_set_mode {
 #define PAGE_IS_FILE (1 << 2)
 #define PAGE_IS_PRESENT (1 << 3)
 #define PAGE_IS_SWAPPED (1 << 4)
+#define PAGE_IS_HUGE (1 << 6)
 struct page_region {
     __u64 start;
     __u64 end;

@@ -3,7 +3,8 @@
  * Pages that are touched while a scan is under way, by each tracker that looks at pages and arms them in one go:
  * touched when they have been armed again, they are young in the next scan; touched when others have been and they have
  * not, in this one; touched before a scan that comes to nothing, they are young at once and in the next, for what was
- * seen of them cannot be seen again. And pages that we brought back, whose touches are hidden until they are armed.
+ * seen of them cannot be seen again. Pages that we brought back, whose touches are hidden until they are armed. And huge
+ * pages that are mapped as one, which the kernel drops as a whole when a part is armed.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -12,6 +13,7 @@
 
 #include "base/kernel.h"
 #include "base/log.h"
+#include "host_memory.h"
 #include "pager/scan.h"
 #include "served_vm.h"
 #include "swap/bring.h"
@@ -26,7 +28,10 @@
 #define VOIDS 4u           /* so many in a row a tracker may have */
 #define LARGE_PAGES 32768u /* more than any tracker arms in one go */
 #define LATE_PAGE (LARGE_PAGES - 2)
-#define CHUNK_BYTES_MIN (1u << 20) /* of rwp */
+#define CHUNK_BYTES_MIN (2u << 20)          /* of rwp */
+#define HUGE_FIRST (HOST_HUGE_PAGES - 100u) /* so that chunks of zap that begin here would end inside of a huge page */
+#define HUGE_PAGES 8192u
+#define HUGE_SCANS 4u
 
 struct ages {
     uint8_t of[PAGES];
@@ -367,6 +372,52 @@ static void check_slow_chunks(uint64_t seed) {
     served_vm_end(&vm, faults);
 }
 
+/* ---- huge pages -------------------------------------------------------------------------------------------------- */
+
+static uint32_t count_mapped_as_one(struct fl_vm *vm) {
+    static struct fl_pagemap pagemap;
+    const struct fl_pagemap_kind huge = {PAGE_IS_FILE | PAGE_IS_HUGE, 0};
+    static uint64_t bits[HUGE_PAGES / 64];
+    uint32_t count = 0;
+    int error = fl_pagemap_bits(&pagemap, vm, huge, 0, fl_region(vm, 0)->first_page, HUGE_PAGES, bits);
+    CHECK(error == 0, "pagemap: %s", strerror(-error));
+    for (uint32_t word = 0; word < HUGE_PAGES / 64; word++)
+        count += (uint32_t)__builtin_popcountll(bits[word]);
+    return count / HOST_HUGE_PAGES;
+}
+
+/* All but the first one's beginning is touched between two scans, and each page is young in the second. */
+static void check_huge_pages(const char *tracker, uint64_t seed) {
+    const struct fl_tracker_list trackers = trackers_of(tracker);
+    struct fl_scanner scanner;
+    struct fl_age_counts counts;
+    static struct fl_vm vm;
+    struct victim victim = victim_start(HUGE_PAGES, 0, seed);
+    uint64_t base = atomic_load(&victim.shared->base) + HOST_HUGE_PAGES * FL_PAGE_SIZE;
+    uint32_t made = host_collapse(victim.pid, base, HUGE_PAGES - HOST_HUGE_PAGES), mapped = 0;
+    struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
+    fl_scanner_start(&scanner, &vm, faults, &trackers);
+    const uint8_t *ages = vm.vault.ages + fl_region(&vm, 0)->first_page;
+    scan_whole(&scanner, &counts);
+    for (unsigned scan = 0; scan < HUGE_SCANS && made; scan++) {
+        victim_order(&victim, VICTIM_TOUCH, HUGE_FIRST, HUGE_PAGES - HUGE_FIRST, SECONDS);
+        uint32_t now = count_mapped_as_one(&vm);
+        mapped = now > mapped ? now : mapped;
+        if (!mapped)
+            break;
+        scan_whole(&scanner, &counts);
+        for (uint32_t page = 0; page < HUGE_PAGES; page++)
+            CHECK((ages[page] == 0) == (page >= HUGE_FIRST), "scan %u: page %u has age %u", scan, page, ages[page]);
+    }
+    if (mapped)
+        printf("%-5s %u huge pages mapped as one and touched, %u scans: young\n", tracker, mapped, HUGE_SCANS);
+    else
+        printf("%-5s huge pages that are mapped as one not tried: %s\n", tracker,
+               made ? "this kernel maps none that is armed" : "this host makes none of shared memory");
+    fl_scanner_stop(&scanner);
+    served_vm_end(&vm, faults);
+}
+
 int main(int argc, char **argv) {
     static const char *const trackers[] = {"rwp", "zap"};
     need_paging();
@@ -385,6 +436,7 @@ int main(int argc, char **argv) {
         check_touched_during(trackers[i], REFUSED, "before an arming that had to be tried again", seed + i);
         if (strcmp(trackers[i], "rwp") == 0)
             check_slow_chunks(seed);
+        check_huge_pages(trackers[i], seed + i);
         tried++;
     }
     if (!tried)

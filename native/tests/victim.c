@@ -17,6 +17,7 @@
 #include "slow.h"
 
 #define PAGE 4096u
+#define HUGE (2u << 20)
 #define WORDS (PAGE / 8)
 #define PLUG_BYTES (4u << 20)
 #define END_SECONDS 60u
@@ -300,7 +301,11 @@ static void victim_main(struct victim_shared *s) {
     size_t bytes = (size_t)s->pages * PAGE;
     if (fd < 0 || ftruncate(fd, (off_t)bytes))
         _exit(94);
-    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    char *place = mmap(NULL, bytes + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (place == MAP_FAILED)
+        _exit(94);
+    char *aligned = place + (HUGE - (uintptr_t)place % HUGE) % HUGE;
+    void *memory = mmap(aligned, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
     if (memory == MAP_FAILED)
         _exit(94);
     atomic_store(&s->base, (uint64_t)(uintptr_t)memory);

@@ -8,6 +8,13 @@
 
 #define FL_PAGEMAP_RUNS 512u /* runs taken from the kernel by one call */
 
+/*
+ * What one entry of the page table maps where it maps a huge page. The kernel drops that as a whole when a part is armed,
+ * and of the rest nobody could tell any more that it was touched: no chunk ends inside.
+ */
+#define FL_HUGE_BYTES (UINT64_C(2) << 20)
+#define FL_HUGE_START(address) ((address) & ~(FL_HUGE_BYTES - 1))
+
 struct fl_pagemap {
     struct page_region runs[FL_PAGEMAP_RUNS];
 };

@@ -19,7 +19,7 @@
 #include "track/track.h"
 
 #define CHUNK_BYTES_MAX (UINT64_C(64) << 20)
-#define CHUNK_BYTES_MIN (UINT64_C(1) << 20)
+#define CHUNK_BYTES_MIN FL_HUGE_BYTES
 #define CHUNK_LONG_NS (500 * FL_NS_PER_US)
 #define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
 #define PROTECT_TRIES 10u /* in a row, some 0.2 ms; then with a new look before it */
@@ -88,7 +88,8 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region, bool looks, u
     uint64_t at = fl_address_of_page(vm, region, fl_region(vm, region)->first_page);
     uint64_t end = at + fl_region(vm, region)->length;
     while (at < end) {
-        uint64_t length = end - at < tracker->chunk_bytes ? end - at : tracker->chunk_bytes;
+        uint64_t stop = FL_HUGE_START(at + tracker->chunk_bytes);
+        uint64_t length = (stop < end ? stop : end) - at;
         uint64_t start_ns = 0;
         int error = -EAGAIN;
         for (uint32_t i = 0; i < PROTECT_ROUNDS && error == -EAGAIN; i++) {

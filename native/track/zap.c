@@ -20,7 +20,7 @@
 #include "track/track.h"
 
 #define CHUNK_PAGES_FIRST 2048u /* present pages dropped by one call; adapts to what it takes */
-#define CHUNK_PAGES_MIN 512u    /* about 0.1 ms; below, the stops cost more than the chunks */
+#define CHUNK_PAGES_MIN 512u    /* about 0.1 ms; below, the stops cost more than the chunks. One huge page at least */
 #define CHUNK_PAGES_MAX 8192u
 #define CHUNK_LONG_NS (500 * FL_NS_PER_US)
 #define CHUNK_SHORT_NS (250 * FL_NS_PER_US)
@@ -170,14 +170,15 @@ static int arm_region(struct fl_tracker *tracker, uint32_t region) {
         for (long i = 0; i < runs; i++) {
             uint64_t from = tracker->pagemap.runs[i].start, to = tracker->pagemap.runs[i].end;
             while (from < to) {
-                uint64_t room = tracker->chunk_pages > pages ? tracker->chunk_pages - pages : 1;
-                uint64_t take = (to - from) / FL_PAGE_SIZE < room ? (to - from) / FL_PAGE_SIZE : room;
-                start = pages ? start : from;
-                from += take * FL_PAGE_SIZE;
-                stop = from;
-                pages += take;
-                if (pages < tracker->chunk_pages)
-                    continue;
+                uint64_t cut = from + (tracker->chunk_pages - pages) * FL_PAGE_SIZE;
+                cut = cut < to ? FL_HUGE_START(cut) : to;
+                if (cut > from) {
+                    start = pages ? start : from;
+                    pages += (cut - from) / FL_PAGE_SIZE;
+                    from = stop = cut;
+                }
+                if (from == to && pages < tracker->chunk_pages)
+                    break;
                 int error = zap(tracker, start, stop);
                 if (error)
                     return error;
