@@ -10,8 +10,7 @@
 #include "track/damon_admin.h"
 #include "track/direct_io.h"
 
-#define VOID_SCANS_MAX 5u              /* without a whole one, then the next tracker has a try */
-#define IO_LOOK_NS (50 * FL_NS_PER_MS) /* a look reads what is known of each descriptor */
+#define VOID_SCANS_MAX 5u /* without a whole one, then the next tracker has a try */
 
 /* Stands in where no tracker works: what it is asked, it does not know. Given up like others, for all may work by then. */
 static int know_nothing(struct fl_tracker *tracker) {
@@ -149,15 +148,17 @@ static void void_scan(struct fl_scanner *scanner, bool harvested, int error) {
         give_up(scanner);
 }
 
-/* 0, or why the tracker must not be believed any more. Once it must not, only a scan looks again. */
-static int look_for_hidden_io(struct fl_scanner *scanner, bool now) {
+/*
+ * 0, or why the tracker must not be believed any more; once it must not, only a scan looks again. Looked up each time, however
+ * many descriptors that reads: a device that is opened behind the last look may write into a page that is being copied.
+ */
+static int look_for_hidden_io(struct fl_scanner *scanner, bool scans) {
     char detail[FL_DETAIL_BYTES];
     if (scanner->ops->sees_io)
         return 0;
-    if (!now && (scanner->io_hidden || fl_now() - scanner->io_looked_ns < IO_LOOK_NS))
-        return scanner->io_hidden ? -ENODEV : 0;
+    if (scanner->io_hidden && !scans)
+        return -ENODEV;
     int found = fl_direct_io(scanner->vm->pid, detail, sizeof(detail));
-    scanner->io_looked_ns = fl_now();
     if (found > 0 && !scanner->io_hidden)
         fl_log_text(FL_LOG_WARNING, "io_not_seen", "tracker %s: %s; the next one that does takes over",
                     fl_tracker_name(scanner->ops->kind), detail);

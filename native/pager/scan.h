@@ -16,7 +16,6 @@ struct fl_scanner {
     uint64_t fruitless;  /* choices in a row that found none */
     uint64_t unsettled;  /* tries in a row */
     uint32_t void_scans; /* since the last whole one; that a scan only armed proves nothing */
-    uint64_t io_looked_ns;
     bool io_hidden; /* the VMM may do what the tracker does not see: nothing is evicted until the next one is there */
 };
 
@@ -36,7 +35,7 @@ bool fl_scanner_scan(struct fl_scanner *scanner, struct fl_age_counts *counts);
 
 /*
  * What was accessed since the last arming, as fl_tracker_ops.harvest; `scanner` is one (an fl_accessed_fn). -ENODEV as well
- * when the VMM may do direct I/O by now (looked up every 50 ms at most) and the tracker would not see it.
+ * when the VMM may do direct I/O by now and the tracker would not see it.
  */
 int fl_scanner_harvest(void *scanner, uint32_t region, uint64_t first, uint32_t count, uint64_t *accessed);
 

@@ -349,7 +349,6 @@ static void check_given_up(struct served *s, struct fl_scanner *scanner) {
     char detail[FL_DETAIL_BYTES];
     struct said said = said_open();
     memcpy(before, ages, PAGES);
-    sleep_ms(60); /* it looks every 50 ms */
     fl_log_setup(FL_LOG_INFO, 0);
     said_begin(&said);
     int error = try_evict_all(s, fl_scanner_harvest, scanner, &evicted);
