@@ -32,7 +32,10 @@ def _fraction(point: Point) -> str:
 
 
 def costs(points: Sequence[Point]) -> str:
-    """A row a touched part: arm + harvest of each tracker, ms a GiB, and the guest's charge, µs a touched page."""
+    """A row a touched part: arm + harvest of each tracker, ms a GiB, and the guest's charge, µs a touched page.
+
+    A cell of rounds that saw by regions says so.
+    """
     of = reading.by_tracker(points)
     names = [name for name in TRACKERS if name in of]
     rows = []
@@ -40,7 +43,10 @@ def costs(points: Sequence[Point]) -> str:
         here = {name: next((p for p in of[name] if p.touched == touched), None) for name in names}
         row = [next(_fraction(point) for point in here.values() if point)]
         row += [
-            f"{_number(p.arm_ms / p.gib)} + {_number(p.harvest_ms / p.gib)}" if (p := here[name]) else "-"
+            f"{_number(p.arm_ms / p.gib)} + {_number(p.harvest_ms / p.gib)}"
+            + (f" (regions of {p.finest} pages)" if p.finest > 1 else "")
+            if (p := here[name])
+            else "-"
             for name in names
         ]
         row += [_number(p.guest_us_per_page) if (p := here[name]) else "-" for name in names]

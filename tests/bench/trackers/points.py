@@ -32,7 +32,8 @@ class Point:
 
     ``plain_ns``: a pass of the guest over its pages with nothing armed; ``armed_ns``: the first pass after an arming.
     ``grain``: pages of which one spoke for all; 1: exact to a page.
-    The best round is the one that the rest of the machine disturbed least, so figures go by it; medians are beside.
+    The best round is the one that the rest of the machine disturbed least, so costs go by it; medians are beside. Of
+    rounds that saw with different grain only the finest are asked for costs: a region costs as much as a page.
     """
 
     guest: str
@@ -60,12 +61,21 @@ class Point:
         return self.touched / self.pages
 
     @property
+    def finest(self) -> int:
+        """How many pages one spoke for in the rounds that costs go by."""
+        return min(self.grain)
+
+    def _costs(self, name: str) -> list[int]:
+        values: tuple[int, ...] = getattr(self, name)
+        return [value for value, grain in zip(values, self.grain, strict=True) if grain == self.finest]
+
+    @property
     def arm_ms(self) -> float:
-        return min(self.arm_ns) / 1e6
+        return min(self._costs("arm_ns")) / 1e6
 
     @property
     def harvest_ms(self) -> float:
-        return min(self.harvest_ns) / 1e6
+        return min(self._costs("harvest_ns")) / 1e6
 
     @property
     def scanner_ms(self) -> float:
@@ -74,16 +84,18 @@ class Point:
 
     @property
     def scanner_median_ms(self) -> float:
-        return median(arm + harvest for arm, harvest in zip(self.arm_ns, self.harvest_ns, strict=True)) / 1e6
+        scans = zip(self._costs("arm_ns"), self._costs("harvest_ns"), strict=True)
+        return median(arm + harvest for arm, harvest in scans) / 1e6
 
     @property
     def guest_ms(self) -> float:
         """What the guest's touches took longer, once, because of the arming."""
-        return max(0.0, (min(self.armed_ns) - min(self.plain_ns)) / 1e6)
+        return max(0.0, (min(self._costs("armed_ns")) - min(self._costs("plain_ns"))) / 1e6)
 
     @property
     def guest_median_ms(self) -> float:
-        return median(armed - plain for armed, plain in zip(self.armed_ns, self.plain_ns, strict=True)) / 1e6
+        passes = zip(self._costs("armed_ns"), self._costs("plain_ns"), strict=True)
+        return median(armed - plain for armed, plain in passes) / 1e6
 
     @property
     def guest_us_per_page(self) -> float | None:
@@ -96,7 +108,7 @@ class Point:
     @property
     def stop_us(self) -> float:
         """The longest single stop or lock of the best round."""
-        return min(self.stop_ns) / 1000
+        return min(self._costs("stop_ns")) / 1000
 
     @property
     def recall(self) -> float | None:
@@ -112,7 +124,7 @@ class Point:
 
     def guest_share(self, interval_seconds: float) -> float:
         """Part of the guest's time that a scan each ``interval_seconds`` takes: faults, and the longest stop."""
-        return (self.guest_ms / 1e3 + min(self.stop_ns) / 1e9) / interval_seconds
+        return (self.guest_ms / 1e3 + min(self._costs("stop_ns")) / 1e9) / interval_seconds
 
     def with_rounds_of(self, other: Point) -> Point:
         """Both together: the same was measured twice, at different times."""

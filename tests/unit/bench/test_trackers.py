@@ -58,6 +58,15 @@ def test_costs_are_of_the_round_that_was_disturbed_least() -> None:
     assert RWP[0].guest_us_per_page is None
 
 
+def test_costs_are_of_the_rounds_that_saw_most_finely() -> None:
+    one = replace(RWP[1], grain=(2, 1))
+    assert one.finest == 1 and one.guest_ms == pytest.approx(8993) and one.stop_us == 9000
+    assert one.scanner_ms == pytest.approx(150) and one.scanner_median_ms == pytest.approx(150)
+    regions = replace(RWP[1], grain=(4, 4))
+    assert regions.scanner_ms == pytest.approx(15)
+    assert "| 11 + 3.8 (regions of 4 pages) |" in markdown.costs([regions])
+
+
 def test_a_guest_that_was_faster_when_armed_pays_nothing_rather_than_less() -> None:
     assert replace(RWP[1], armed_ns=(900_000, 900_000)).guest_ms == 0
 
@@ -219,7 +228,7 @@ def test_tables_for_the_document() -> None:
 
 
 def test_slow_downs_follow_from_the_charge_for_a_page() -> None:
-    points = [replace(RWP[0], pages=16384, touched=16384, plain_ns=(5,), armed_ns=(32_768_005,))]
+    points = [replace(RWP[0], pages=16384, touched=16384, plain_ns=(5,), armed_ns=(32_768_005,), grain=(1,))]
     head, _, row = markdown.slow_downs(points).splitlines()
     assert "10 / 30 / 120 s" in head
     assert row == "| all | 5.2 / 1.7 / 0.44 |", "2 us for each of 262,144 pages are 0.52 s"
