@@ -150,7 +150,8 @@ def probe_vm(kernel: Kernel) -> dict[str, Any]:
     """What `probe` says of the VM; its trackers by name."""
     command = ["frostline-agent", "probe", "--json", "--limits", "/etc/limits.yaml"]
     said = json.loads(kernel.run(command, timeout=_AGENT_LIMIT_SECONDS).check().stdout)
-    found: dict[str, Any] = next(vmm for vmm in said["vmms"] if vmm["regions"])
+    assert [bool(vmm["regions"]) for vmm in said["vmms"]] == [True], said
+    found: dict[str, Any] = said["vmms"][0]
     return found | {"trackers": {tracker["name"]: tracker for tracker in found["trackers"]}}
 
 
