@@ -27,6 +27,7 @@ _AGENT_LIMIT_SECONDS = 180.0
 _LIMIT_SECONDS = 900.0
 # A page that comes back costs 1 ms on an idle machine, and some 15 ms beside the sanitizers' builds.
 _VM_LIMIT_SECONDS = 400.0
+_LAST_WORDS_SECONDS = 5.0  # for what an agent has to say of a VM that has ended: that it had found it, above all
 _SERIAL = "/tmp/vm"
 _FILLED_MIB = 32
 _WORKLOAD = Workload(mib=_FILLED_MIB, hot_mib=1, interval_ms=1000)
@@ -71,6 +72,10 @@ grep -E ' (_stext|_etext)$' /proc/kallsyms
 _LIMITS = f"version: 1\nonly: [{_VM.name}]\nallow_evict: true\nscan_interval: 1s\n"
 
 
+class LostVmError(Exception):
+    """The VM has ended by itself before anybody was attached to it: the emulator has lost its state (verdict.py)."""
+
+
 class Vm:
     """QEMU under KVM inside the kernel under test, and its serial console."""
 
@@ -81,6 +86,7 @@ class Vm:
         reader = f"exec 3<>{_SERIAL}.in; exec cat {_SERIAL}.out"
         self._console = kernel.start(["sh", "-c", reader], timeout=_LIMIT_SECONDS)
         self.qemu = kernel.start(vm_command(_VM, _SERIAL), timeout=_LIMIT_SECONDS)
+        self.was_attached = False  # or may have been
 
     def status(self) -> dict[str, Any]:
         """The workload's latest status; empty before the first."""
@@ -90,13 +96,17 @@ class Vm:
     def wait(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         deadline = time.monotonic() + _VM_LIMIT_SECONDS
         while not ((status := self.status()) and wanted(status)):
+            if self.qemu.ended and not self.was_attached:
+                raise LostVmError(self.described())
             if time.monotonic() > deadline or self.qemu.ended:
-                raise AssertionError(f"the VM is not {what}: {self._described()}")
+                raise AssertionError(f"the VM is not {what}: {self.described()}")
             time.sleep(_POLL_SECONDS)
         return status
 
-    def _described(self) -> str:
-        said = f"{self._console.stdout()[-1500:]}\nQEMU: {self.qemu.stderr()[-1500:]}"
+    def described(self) -> str:
+        """What it said last, and where it is."""
+        ended = "has ended" if self.qemu.ended else "runs"
+        said = f"{self._console.stdout()[-1500:]}\nQEMU {ended}: {self.qemu.stderr()[-1500:]}"
         if self.qemu.ended:
             return said
         for command in (["sh", "-c", _WHERE], ["/tests/registers"], ["sh", "-c", _WHERE]):
@@ -132,25 +142,37 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernels]:
         yield hosts
 
 
-def wait_vm(ask: Running, agent: Running, wanted: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+def wait_vm(
+    vm: Vm, ask: Running, agent: Running, wanted: Callable[[dict[str, Any]], object], what: str
+) -> dict[str, Any]:
     """Wait until the agent says of the VM what is wanted; the failure shows what it said last, and its log."""
     deadline = time.monotonic() + _AGENT_LIMIT_SECONDS
     while True:
+        ended = vm.qemu.ended
+        if ended:
+            time.sleep(_LAST_WORDS_SECONDS)
         lines = ask.stdout().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        vms = [vm for vm in json.loads(whole[-1]).get("vms", []) if vm["name"] == _VM.name] if whole else []
+        vms = [each for each in json.loads(whole[-1]).get("vms", []) if each["name"] == _VM.name] if whole else []
+        log = agent.stderr() + agent.stdout()
+        vm.was_attached |= bool(vms) or _VM.name in log or _VM.uuid in log
         if vms and wanted(vms[0]):
             return dict(vms[0])
-        said = f"{vms}\n{agent.stderr()[-3000:]}{agent.stdout()[-1000:]}"
-        assert time.monotonic() < deadline and not agent.ended, f"the VM is not {what}: {said}"
+        if ended and not vm.was_attached:
+            raise LostVmError(vm.described())
+        said = f"{vms}\n{log[-4000:]}"
+        if time.monotonic() > deadline or agent.ended or ended:
+            raise AssertionError(f"the VM is not {what}: {said}\n{vm.described()}")
         time.sleep(_POLL_SECONDS)
 
 
-def probe_vm(kernel: Kernel) -> dict[str, Any]:
+def probe_vm(vm: Vm) -> dict[str, Any]:
     """What `probe` says of the VM; its trackers by name."""
     command = ["frostline-agent", "probe", "--json", "--limits", "/etc/limits.yaml"]
-    said = json.loads(kernel.run(command, timeout=_AGENT_LIMIT_SECONDS).check().stdout)
-    assert [bool(vmm["regions"]) for vmm in said["vmms"]] == [True], said
+    said = json.loads(vm.kernel.run(command, timeout=_AGENT_LIMIT_SECONDS).check().stdout)
+    if vm.qemu.ended and not vm.was_attached:
+        raise LostVmError(vm.described())
+    assert [bool(vmm["regions"]) for vmm in said["vmms"]] == [True], f"{said['vmms']}\n{vm.described()}"
     found: dict[str, Any] = said["vmms"][0]
     return found | {"trackers": {tracker["name"]: tracker for tracker in found["trackers"]}}
 
@@ -168,7 +190,7 @@ def check_vm(host: Kernel) -> None:
     """It is evicted, served, survives a kill of its pager, and is let go."""
     vm = Vm(host)
     vm.wait(lambda status: status["phase"] == "run", "filled")
-    probed = probe_vm(host)
+    probed = probe_vm(vm)
     assert (probed["tracker"], probed["tracker_in_use"], probed["freeze_method"]) == ("rwp", False, "rwp")
     # 160 MiB, a scan each second: 2 % of a CPU are 20 ms, and a page costs 1.5 us.
     assert "regions of about 16 KiB" in probed["trackers"]["damon"]["detail"], probed
@@ -182,16 +204,18 @@ def check_vm(host: Kernel) -> None:
         pager = shown["pager"]
         return bool(shown["phase"] == "served" and pager and pager["evicted_bytes"] >= 16 * MIB)
 
-    shown = wait_vm(ask, agent, away, "evicted by 16 MiB")
+    shown = wait_vm(vm, ask, agent, away, "evicted by 16 MiB")
     assert shown["pager"]["tracker"] == "rwp", shown["pager"]
     assert len(vm.injected()) >= 2
-    probed = probe_vm(host)
+    probed = probe_vm(vm)
     assert probed["tracker_why"] == "rwp is in use; the first of rwp,zap,idle,damon that is possible here"
     zap = probed["trackers"]["zap"]
     assert not zap["possible"] and "pages are away: drain the VM, release it, resume it" in zap["detail"], probed
     assert probed["trackers"]["damon"]["possible"] and "KiB" in probed["trackers"]["damon"]["detail"], probed
     host.shell("kill -9 $(pidof frostline-pager)")
-    shown = wait_vm(ask, agent, lambda shown: shown["pager_restarts"] == 1 and away(shown), "served by the next pager")
+    shown = wait_vm(
+        vm, ask, agent, lambda shown: shown["pager_restarts"] == 1 and away(shown), "served by the next pager"
+    )
     vm.verify(1)
     agent.signal(15)
     assert host.finish(agent).check().code == 0
@@ -208,8 +232,9 @@ def test_a_vm_under_kvm_is_evicted_served_and_let_go(hosts: Kernels, request: py
         try:
             check_probe(host)
             check_vm(host)
-        except (AssertionError, GuestError):
-            why = host.stopped() if left else None
+        except (AssertionError, GuestError, LostVmError) as error:
+            lost = isinstance(error, LostVmError)
+            why = ("the VM ended before anybody was attached to it" if lost else host.stopped()) if left else None
             if why is None:
                 raise
             request.node.user_properties += [(PROPERTY, f"run again, {why}")]
