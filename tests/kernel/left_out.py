@@ -70,7 +70,9 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
             for tracker in seen_io
             for when in ("when the first one had been armed", "before an arming that had to be tried again")
         ]
-        + ["rwp   chunks that got slow"] * ("rwp" in trackers),
+        + ["rwp   chunks that got slow"] * ("rwp" in trackers)
+        + [r"zap   \d\d huge pages mapped as one and touched"] * ("zap" in trackers),
+        "test_rwp_given_up": [rf"{tracker:<5} takes over from rwp" for tracker in trackers if tracker not in seen_io],
         "test_fault_waiters": ["memory that has failed: answered"],
         "test_rwp_anonymous": [r"swapped out: \d{4,} pages"],
         "test_tracker_damon_host": ["damon_stat is on"],

@@ -25,6 +25,7 @@ MUST_RUN = frozenset(
         "test_pager_kill",
         "test_probe_half",
         "test_rwp_anonymous",
+        "test_rwp_given_up",
         "test_rwp_pitfalls",
         "test_scan_void",
         "test_sweep",

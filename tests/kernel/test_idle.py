@@ -21,6 +21,7 @@ NAMES = (
     "test_tracker_exact",
     "test_tracker_underneath",
     "test_tracker_choice",
+    "test_rwp_given_up",
     "test_rwp_pitfalls",
     "test_evict_held",
 )
