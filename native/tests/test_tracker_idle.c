@@ -47,6 +47,42 @@ static uint32_t count_present(const struct idle_field *field) {
     return present;
 }
 
+/* ---- moved while it looks ------------------------------------------------------------------------------------ */
+
+static struct idle_field *moving;
+
+static void set_address(struct idle_field *field, uint64_t address) {
+    struct fl_vault_region *region = (struct fl_vault_region *)fl_region(&field->vm, 0);
+    atomic_store(&region->vmm_addr, address);
+}
+
+/* As a fault thread does that reads of a move. */
+ssize_t pread(int fd, void *buffer, size_t bytes, off_t offset) {
+    ssize_t got = syscall(SYS_pread64, fd, buffer, bytes, offset);
+    if (moving && fd == moving->vm.pagemap_fd) {
+        set_address(moving, fl_region(&moving->vm, 0)->vmm_addr + FL_PAGE_SIZE);
+        moving = NULL;
+    }
+    return got;
+}
+
+static void test_moved(uint64_t *random) {
+    struct idle_field field = idle_field_make(PAGES);
+    uint64_t address = fl_region(&field.vm, 0)->vmm_addr;
+    idle_field_arm(&field);
+    idle_field_touch_some(&field, 0, PAGES, 16, random);
+    moving = &field;
+    int error = fl_tracker_idle.collect(field.tracker);
+    CHECK(error == -EAGAIN && !moving, "looked at memory that moved meanwhile: %s", strerror(-error));
+    set_address(&field, address);
+    atomic_store(&field.vm.parted, true);
+    error = fl_tracker_idle.collect(field.tracker);
+    CHECK(error == -EAGAIN, "looked at memory of which a part had been moved: %s", strerror(-error));
+    atomic_store(&field.vm.parted, false);
+    idle_field_check(&field, 0, "a scan that was void, then one that is not");
+    idle_field_end(&field);
+}
+
 /* ---- touched or not ----------------------------------------------------------------------------------------- */
 
 static void test_exact(uint64_t *random) {
@@ -389,6 +425,7 @@ int main(int argc, char **argv) {
     test_last_word(); /* first: as little as possible of what runs here has got these frames yet */
     test_fresh_pages();
     test_exact(&random);
+    test_moved(&random);
     test_mapped_since(&random);
     test_hot_loop();
     test_huge();

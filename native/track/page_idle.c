@@ -141,6 +141,9 @@ int fl_page_idle_find(struct fl_page_idle *idle, struct fl_vm *vm, uint32_t regi
         }
         done += got;
     }
+    /* What is not where it was any more looks as if it were not mapped. */
+    if (atomic_load(&vm->parted) || fl_address_of_page(vm, region, first) / FL_PAGE_SIZE != at)
+        return -EAGAIN;
     sort(idle);
     return 0;
 }

@@ -42,7 +42,8 @@ int fl_page_idle_reserve(struct fl_page_idle *idle, uint32_t pages);
 
 /*
  * Find the frames of the pages [first, first + count) that the VMM has mapped, count <= what was reserved. Faults
- * nothing in. -EPERM: frame numbers are hidden from vm->pagemap_fd. -ESRCH: the VMM has ended.
+ * nothing in. -EPERM: frame numbers are hidden from vm->pagemap_fd. -ESRCH: the VMM has ended. -EAGAIN: it has moved them
+ * meanwhile, or a part of its memory at any time.
  */
 int fl_page_idle_find(struct fl_page_idle *idle, struct fl_vm *vm, uint32_t region, uint64_t first, uint32_t count);
 /* Index (page - first) of one of the `count` found. */
