@@ -40,6 +40,7 @@
 #include "track/damon_trace.h"
 #include "track/direct_io.h"
 #include "track/lru.h"
+#include "track/rivals.h"
 #include "track/tlb.h"
 #include "track/track.h"
 
@@ -409,12 +410,11 @@ static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *
     }
     if (fl_damon_taken(detail, bytes) || fl_direct_io_forbids(vm->pid, detail, bytes))
         return false;
-    char grain[128];
+    char grain[128], rivals[FL_RIVALS_BYTES];
     describe_grain(vm, grain, sizeof(grain));
-    snprintf(
-        detail, bytes,
-        "%s; KVM's mappings included, nothing is stopped, the guest pays next to nothing; damon_stat is off meanwhile",
-        grain);
+    fl_rivals_describe(false, rivals, sizeof(rivals));
+    snprintf(detail, bytes, "%s; KVM's mappings included, free for the guest; damon_stat is off meanwhile%s", grain,
+             rivals);
     return true;
 }
 

@@ -28,12 +28,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "attach/proc.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "track/direct_io.h"
 #include "track/lru.h"
 #include "track/page_idle.h"
+#include "track/rivals.h"
 #include "track/seen.h"
 #include "track/tlb.h"
 #include "track/track.h"
@@ -48,11 +48,6 @@ struct fl_tracker {
     struct fl_page_idle idle;
 };
 
-static bool switched_on(const char *path) {
-    char text[32];
-    return fl_proc_read(path, text, sizeof(text)) == 0 && (text[0] == 'Y' || strtoul(text, NULL, 0) > 0);
-}
-
 static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *kernel, char *detail, size_t bytes) {
     if (!kernel->idle_page_tracking) {
         snprintf(detail, bytes, "%s", kernel->idle_lacks);
@@ -60,13 +55,10 @@ static bool probe(const struct fl_tracked *vm, const struct fl_kernel_features *
     }
     if (fl_direct_io_forbids(vm->pid, detail, bytes))
         return false;
-    bool lru_gen = switched_on("/sys/kernel/mm/lru_gen/enabled");
-    bool damon = switched_on("/sys/module/damon_stat/parameters/enabled");
-    snprintf(detail, bytes,
-             "exact to a page, KVM's mappings included, free for the guest, dear for the scanner%s%s%s%s",
-             lru_gen || damon ? "; accesses can be missed where " : "",
-             lru_gen ? "MGLRU ages (/sys/kernel/mm/lru_gen/enabled is on)" : "", lru_gen && damon ? " and " : "",
-             damon ? "damon_stat samples (its parameter `enabled` is Y)" : "");
+    char rivals[FL_RIVALS_BYTES];
+    fl_rivals_describe(true, rivals, sizeof(rivals));
+    snprintf(detail, bytes, "exact to a page, KVM's mappings included, free for the guest, dear for the scanner%s",
+             rivals);
     return true;
 }
 
