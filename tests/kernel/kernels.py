@@ -34,9 +34,10 @@ class Kernels:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The next call boots another one, whatever state this one is in."""
         booted, self._booted = self._booted, None
         if booted is not None:
             booted.__exit__(None, None, None)
@@ -44,7 +45,7 @@ class Kernels:
     def __call__(self) -> Kernel:
         """The one that is booted, unless it has panicked, warned, hung or stopped; then the next."""
         if self._booted is not None and self._booted.broken() is not None:
-            self._end()
+            self.end()
         if self._booted is None:
             self._booted = Kernel(self._config, self._folders.mktemp(self._name), self._tested).__enter__()
         return self._booted
