@@ -65,9 +65,9 @@ class Point:
         """How many pages one spoke for in the rounds that costs go by."""
         return min(self.grain)
 
-    def _costs(self, name: str) -> list[int]:
-        values: tuple[int, ...] = getattr(self, name)
-        return [value for value, grain in zip(values, self.grain, strict=True) if grain == self.finest]
+    def _costs(self, name: str) -> tuple[int, ...]:
+        values: tuple[int, ...] = getattr(self.by_grain()[self.finest], name)
+        return values
 
     @property
     def arm_ms(self) -> float:

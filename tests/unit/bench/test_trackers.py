@@ -228,7 +228,7 @@ def test_tables_for_the_document() -> None:
 
 
 def test_slow_downs_follow_from_the_charge_for_a_page() -> None:
-    points = [replace(RWP[0], pages=16384, touched=16384, plain_ns=(5,), armed_ns=(32_768_005,), grain=(1,))]
+    points = [replace(RWP[0], pages=16384, touched=16384, plain_ns=(5, 7), armed_ns=(32_768_005, 40_000_000))]
     head, _, row = markdown.slow_downs(points).splitlines()
     assert "10 / 30 / 120 s" in head
     assert row == "| all | 5.2 / 1.7 / 0.44 |", "2 us for each of 262,144 pages are 0.52 s"
