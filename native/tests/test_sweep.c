@@ -101,15 +101,19 @@ static int tell_and_fail(struct fl_tracker *tracker, uint32_t region, uint64_t f
     return error ? error : swept.error;
 }
 
+static uint32_t count_bits(const uint64_t *bits, uint32_t pages) {
+    uint32_t count = 0;
+    for (uint32_t word = 0; word < pages / 64; word++)
+        count += (uint32_t)__builtin_popcountll(bits[word]);
+    return count;
+}
+
 /* What whoever chooses pages to evict would be told now. */
 static uint32_t count_accessed(const struct fl_scanner *scanner) {
     uint64_t accessed[PAGES / 64];
-    uint32_t count = 0;
     int error = scanner->ops->harvest(scanner->tracker, 0, fl_region(scanner->vm, 0)->first_page, PAGES, accessed);
     CHECK(error == 0, "harvest: %s", strerror(-error));
-    for (uint32_t word = 0; word < PAGES / 64; word++)
-        count += (uint32_t)__builtin_popcountll(accessed[word]);
-    return count;
+    return count_bits(accessed, PAGES);
 }
 
 /* A scan by a tracker whose sweep, or whose harvest, ends in that way. */
@@ -378,12 +382,9 @@ static uint32_t count_mapped_as_one(struct fl_vm *vm) {
     static struct fl_pagemap pagemap;
     const struct fl_pagemap_kind huge = {PAGE_IS_FILE | PAGE_IS_HUGE, 0};
     static uint64_t bits[HUGE_PAGES / 64];
-    uint32_t count = 0;
     int error = fl_pagemap_bits(&pagemap, vm, huge, 0, fl_region(vm, 0)->first_page, HUGE_PAGES, bits);
     CHECK(error == 0, "pagemap: %s", strerror(-error));
-    for (uint32_t word = 0; word < HUGE_PAGES / 64; word++)
-        count += (uint32_t)__builtin_popcountll(bits[word]);
-    return count / HOST_HUGE_PAGES;
+    return count_bits(bits, HUGE_PAGES) / HOST_HUGE_PAGES;
 }
 
 /* All but the first one's beginning is touched between two scans, and each page is young in the second. */
