@@ -159,9 +159,10 @@ soak: build guest
 test: build guest kernel test-c
 	@echo '== C tests passed; now all inside Linux 7.3 in the background (build/kernel.log, shown at the end), all others beside it =='
 	@nice -n 5 $(PYTEST) $(PYTEST_FLAGS) tests/kernel >build/kernel.log 2>&1 & inside=$$!; failed=0; \
+	    trap 'kill $$inside 2>/dev/null || true' EXIT; \
 	    { nice -n 15 $(MAKE) --no-print-directory test-asan test-tsan && \
 	    $(MAKE) --no-print-directory test-unit test-system test-chaos; } || failed=1; \
-	    echo '== All inside Linux 7.3 =='; wait $$inside || failed=1; cat build/kernel.log; exit $$failed
+	    echo '== All inside Linux 7.3 =='; wait $$inside || failed=1; trap - EXIT; cat build/kernel.log; exit $$failed
 
 # ---- Show -------------------------------------------------------------------------------------------------------
 
