@@ -41,7 +41,7 @@ def _make(files: Mapping[str, Path], links: Iterable[str], target: Path) -> None
         for place, source in files.items():
             copy = tree / place.lstrip("/")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, copy)
+            shutil.copy2(source, copy)  # with its time, or Python would compile each module at each start
             used += -(-source.stat().st_size // _BLOCK_BYTES) * _BLOCK_BYTES + _BLOCK_BYTES
         (tree / "links").write_text("".join(f"{link}\n" for link in sorted(links)))
         kibibytes = (used + used // _SPARE_SHARE + _SPARE_BYTES) >> 10
