@@ -27,6 +27,9 @@
 #define GATE_TRIES 25u
 #define GATE_TIMEOUT_NS (200 * FL_NS_PER_MS)
 
+_Static_assert(CHUNK_PAGES_MIN *FL_PAGE_SIZE >= FL_HUGE_BYTES,
+               "a chunk that ends at a huge page's start has none to drop");
+
 struct fl_tracker {
     struct fl_vm *vm;
     struct fl_fault_server *faults;
@@ -109,7 +112,7 @@ static int run_gate(struct fl_tracker *tracker, uint64_t address, uint64_t lengt
     if (stop_ns > tracker->stop_max_ns)
         tracker->stop_max_ns = stop_ns;
     if (length && busy_ns > CHUNK_LONG_NS && tracker->chunk_pages > CHUNK_PAGES_MIN)
-        tracker->chunk_pages /= 2;
+        tracker->chunk_pages = tracker->chunk_pages / 2 > CHUNK_PAGES_MIN ? tracker->chunk_pages / 2 : CHUNK_PAGES_MIN;
     else if (length && busy_ns < CHUNK_SHORT_NS && tracker->chunk_pages < CHUNK_PAGES_MAX)
         tracker->chunk_pages += tracker->chunk_pages / 8;
     return (int)call.result;

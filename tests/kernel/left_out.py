@@ -70,7 +70,7 @@ def must_say(name: str, trackers: Sequence[str]) -> list[str]:
             for tracker in seen_io
             for when in ("when the first one had been armed", "before an arming that had to be tried again")
         ]
-        + ["rwp   chunks that got slow"] * ("rwp" in trackers)
+        + [rf"{tracker:<5} chunks that got slow" for tracker in seen_io]
         + [r"zap   \d\d huge pages mapped as one and touched"] * ("zap" in trackers),
         "test_rwp_given_up": [rf"{tracker:<5} takes over from rwp" for tracker in trackers if tracker not in seen_io],
         "test_fault_waiters": ["memory that has failed: answered"],
