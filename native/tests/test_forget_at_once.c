@@ -21,12 +21,15 @@
 #include "base/log.h"
 #include "pager/scan.h"
 #include "served_vm.h"
+#include "slow.h"
 #include "swap/bring.h"
 #include "swap/event.h"
 #include "swap/evict.h"
 #include "swap/removed.h"
 #include "victim.h"
 
+/* Helpers are called between two steps of forgetting, when they have taken more than a millisecond. */
+#define MANY ((SANITIZED ? 4 : rounds(8, 2)) * (uint32_t)FL_FORGET_PAGES)
 #define THREADS 4u
 #define SHARE 64u /* pages that each thread but the first frees */
 #define LOOKED_EVERY 16u
@@ -423,11 +426,11 @@ int main(int argc, char **argv) {
     fl_log_setup(FL_LOG_WARNING, 0);
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
-    freed_by_several(rounds(65536, 16384));
-    freed_and_moved(rounds(65536, 16384));
-    freed_and_filled(rounds(65536, 16384));
-    freed_and_brought(rounds(65536, 16384), false);
-    freed_and_brought(rounds(65536, 16384), true);
+    freed_by_several(MANY);
+    freed_and_moved(MANY);
+    freed_and_filled(MANY);
+    freed_and_brought(MANY, false);
+    freed_and_brought(MANY, true);
     freed_during_zap(rounds(4096, 1024));
     freed_before_zap(rounds(4096, 1024), false);
     freed_before_zap(rounds(4096, 1024), true);

@@ -8,6 +8,7 @@
 #include "victim.h"
 
 #define FIRST 64u
+#define WAITING_PAUSE_US 1000u /* while it is not about them: the CPUs are for the pager */
 #define SECONDS 60u
 
 static uint32_t pages;
@@ -41,6 +42,7 @@ static void free_and_touch(struct victim *victim) {
     struct victim_shared *s = victim->shared;
     removed_before = status_of(victim).removed_pages;
     away_before = status_of(victim).evicted_pages;
+    s->pause_us = 0;
     victim_ask(victim, VICTIM_REMOVE, FIRST, pages - FIRST);
     for (unsigned i = 0; i < SECONDS * 1000 && atomic_load(&s->order) && !atomic_load(&s->lock[pages - 1]); i++)
         sleep_ms(1);
@@ -58,12 +60,12 @@ int main(int argc, char **argv) {
                                        "--scan-interval-ms",      "3600000", NULL};
     struct victim victim = victim_start(pages, 4, seed_of(argc, argv));
     victim.shared->hot_pages = FIRST;
-    victim.shared->pause_us = 0;
     pid_t pager = pager_start(&victim, socket_path, more);
     struct fl_pager *connection = pager_connect(socket_path, 10);
     for (unsigned round = 0; round < rounds(5, 1); round++) {
         victim_hold(&victim, true);
         victim.shared->hot_pages = FIRST;
+        victim.shared->pause_us = WAITING_PAUSE_US;
         victim_hold(&victim, false);
         evict_nearly_all(&victim, connection);
         free_and_touch(&victim);
