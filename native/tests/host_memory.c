@@ -49,15 +49,16 @@ static bool read_text(const char *path, char *text, size_t bytes) {
 
 /* ---- where pages are --------------------------------------------------------------------------------------- */
 
-uint64_t host_frame(pid_t pid, uint64_t address) {
+void host_frames(pid_t pid, uint64_t address, uint32_t pages, uint64_t *frames) {
     char path[64];
-    uint64_t entry = 0;
+    const size_t bytes = pages * sizeof(*frames);
     snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    CHECK(fd >= 0 && pread(fd, &entry, sizeof(entry), (off_t)(address / HOST_PAGE * sizeof(entry))) == sizeof(entry),
+    CHECK(fd >= 0 && pread(fd, frames, bytes, (off_t)(address / HOST_PAGE * sizeof(*frames))) == (ssize_t)bytes,
           "%s: %s", path, strerror(errno));
     close(fd);
-    return entry & PRESENT ? entry & FRAME : 0;
+    for (uint32_t i = 0; i < pages; i++)
+        frames[i] = frames[i] & PRESENT ? frames[i] & FRAME : 0;
 }
 
 bool host_is_cached(int fd, uint32_t page) {
@@ -105,15 +106,16 @@ bool host_has_nodes(void) {
 }
 
 static void fill_field(unsigned which) {
-    uint8_t *memory = mmap(NULL, field_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    uint64_t sum = 0, count = 0;
-    CHECK(memory != MAP_FAILED, "mmap: %s", strerror(errno));
-    for (uint64_t at = 0; at < field_bytes; at += HOST_PAGE)
-        memory[at] = 1;
-    for (uint64_t at = 0; at < field_bytes; at += 16 * HOST_PAGE, count++)
-        sum += host_frame(getpid(), (uintptr_t)memory + at);
+    uint8_t *memory = mmap(NULL, field_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    uint32_t pages = (uint32_t)(field_bytes / HOST_PAGE);
+    uint64_t sum = 0, *frames = calloc(pages, sizeof(*frames));
+    CHECK(memory != MAP_FAILED && frames, "%llu bytes: %s", (unsigned long long)field_bytes, strerror(errno));
+    host_frames(getpid(), (uintptr_t)memory, pages, frames);
+    for (uint32_t i = 0; i < pages; i++)
+        sum += frames[i];
+    free(frames);
     fields[which].memory = memory;
-    fields[which].mean_frame = sum / count;
+    fields[which].mean_frame = sum / pages;
 }
 
 /* Every second page. */

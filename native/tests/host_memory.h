@@ -13,8 +13,8 @@
 #define HOST_PAGE 4096u
 #define HOST_HUGE_PAGES 512u
 
-/* The page table entry of an address of a process, as /proc/PID/pagemap has it: host_frame() 0 when not present. */
-uint64_t host_frame(pid_t pid, uint64_t address);
+/* The frames of `pages` pages of a process from an address on, as /proc/PID/pagemap has them: 0 where none is present. */
+void host_frames(pid_t pid, uint64_t address, uint32_t pages, uint64_t *frames);
 /* Is page `page` of a file in host RAM (and not only in swap)? */
 bool host_is_cached(int fd, uint32_t page);
 

@@ -99,17 +99,17 @@ static void migrate(struct tracked_guest *guest, int to) {
  * Returns what share of the pages that could be watched was moved, in percent. Between nodes all come together first: the
  * thread that filled them may have run on either, and what lies where it is to go does not move.
  */
-static unsigned migrate_once(struct tracked_guest *guest, int to, uint64_t *frames) {
+static unsigned migrate_once(struct tracked_guest *guest, int to) {
+    static uint64_t before[PAGES], now[PAGES];
     uint32_t watched = 0, moved = 0;
     if (host_has_nodes())
         migrate(guest, !to);
-    for (uint32_t page = 0; page < PAGES; page++)
-        frames[page] = host_frame(guest->vmm.pid, address_of(guest, page));
+    host_frames(guest->vmm.pid, address_of(guest, 0), PAGES, before);
     migrate(guest, to);
+    host_frames(guest->vmm.pid, address_of(guest, 0), PAGES, now);
     for (uint32_t page = 0; page < PAGES; page++) {
-        uint64_t now = frames[page] ? host_frame(guest->vmm.pid, address_of(guest, page)) : 0;
-        watched += now != 0;
-        moved += now && now != frames[page];
+        watched += before[page] && now[page];
+        moved += before[page] && now[page] && now[page] != before[page];
     }
     return watched ? moved * 100 / watched : 0;
 }
@@ -123,16 +123,14 @@ static void prepare_migration(struct kvm_vmm *vmm) {
 
 /* Between NUMA nodes all pages move each time; compaction moves many once, if things lie as it needs them. */
 static void test_migrated(const struct subject *subject, uint64_t *random) {
-    uint64_t *frames = calloc(PAGES, sizeof(*frames));
     unsigned percent = 0;
-    CHECK(frames, "no memory");
     for (unsigned try = 0; try < 4 && percent < 5; try++) {
         struct tracked_guest guest = start(subject, prepare_migration);
         for (unsigned round = 0; round < 3 && !no_migration; round++) {
             touch_anywhere(&guest, random);
             if (!subject->keeps)
                 make_unsure(&guest, 0, PAGES);
-            unsigned now = migrate_once(&guest, round % 2 == 0, frames);
+            unsigned now = migrate_once(&guest, round % 2 == 0);
             percent = now > percent ? now : percent;
             touch_anywhere(&guest, random);
             (void)tracked_scan(&guest);
@@ -151,7 +149,6 @@ static void test_migrated(const struct subject *subject, uint64_t *random) {
     else
         printf("%-5s %u %% of the pages were migrated at once, by %s\n", subject->tracker, percent,
                host_has_nodes() ? "move_pages()" : "compaction");
-    free(frames);
 }
 
 /* While a page is on its way, its entry is neither empty nor present; scans meet many such. */
