@@ -111,8 +111,10 @@ static void fill_field(unsigned which) {
     uint64_t sum = 0, *frames = calloc(pages, sizeof(*frames));
     CHECK(memory != MAP_FAILED && frames, "%llu bytes: %s", (unsigned long long)field_bytes, strerror(errno));
     host_frames(getpid(), (uintptr_t)memory, pages, frames);
-    for (uint32_t i = 0; i < pages; i++)
+    for (uint32_t i = 0; i < pages; i++) {
+        CHECK(frames[i], "page %u of %u is not there", i, pages);
         sum += frames[i];
+    }
     free(frames);
     fields[which].memory = memory;
     fields[which].mean_frame = sum / pages;

@@ -295,7 +295,8 @@ static void freed_and_moved(uint32_t of_pages) {
     evict_all(pages);
     hold_forgetting(SECONDS * 1000);
     atomic_store(&shared->go, 1);
-    wait_for(&shared->looked, SHARE, "freed, moved and looked at");
+    wait_for(&shared->looked, FL_FORGET_PAGES / LOOKED_EVERY + SHARE,
+             "freed, moved and looked at behind the first step");
     let_forget();
     wait_for(&shared->done, THREADS, "all that was to be looked at");
     check_holes("freed and moved", pages / LOOKED_EVERY);

@@ -32,10 +32,11 @@
 #define LARGE_PAGES 32768u /* more than any tracker arms in one go */
 #define LATE_PAGE (LARGE_PAGES - 2)
 #define CHUNK_BYTES_MIN (2u << 20)
+#define CHUNKS_MAX (4 * LARGE_PAGES * FL_PAGE_SIZE / CHUNK_BYTES_MIN) /* of a scan */
 #define QUICK_TIMES 1000u
 #define HUGE_FIRST (HOST_HUGE_PAGES - 100u) /* so that chunks of zap that begin here would end inside of a huge page */
 #define HUGE_PAGES 8192u
-#define HUGE_SCANS 4u
+#define HUGE_SCANS 6u
 
 struct ages {
     uint8_t of[PAGES];
@@ -68,12 +69,15 @@ static void check_ages(const struct ages *before, const struct ages *now, uint8_
     }
 }
 
+static uint32_t chunks; /* of the last scan, where they are counted */
+
 /* One that is harvested and armed again. zap needs the VMM's main thread, which may get no CPU for a while. */
 static void scan_whole(struct fl_scanner *scanner, struct fl_age_counts *counts) {
     struct fl_age_counts unused;
     bool harvested = false;
     for (unsigned i = 0; i < TRIES; i++) {
         (void)fl_scanner_settle_zap(scanner);
+        chunks = 0;
         harvested |= fl_scanner_scan(scanner, harvested ? &unused : counts);
         if (harvested && scanner->armed)
             return;
@@ -237,7 +241,6 @@ enum moment {
 static struct {
     _Atomic(enum moment) moment; /* the page is touched, once */
     bool touched, refusing;
-    uint32_t chunks;
     _Atomic(uint64_t) quick_since_ns[CLOCK_BOOTTIME + 1], behind_ns; /* the clocks; 0: they run as they should */
     struct fl_vm *vm;
     struct victim *victim;
@@ -292,8 +295,8 @@ static int scan_pages(int fd, struct pm_scan_arg *scan) {
 }
 
 static uint64_t true_ns(clockid_t clock) {
-    struct timespec now;
-    (void)syscall(SYS_clock_gettime, clock, &now);
+    struct timespec now = {0};
+    CHECK(syscall(SYS_clock_gettime, clock, &now) == 0, "clock %d: %s", (int)clock, strerror(errno));
     return (uint64_t)now.tv_sec * FL_NS_PER_SECOND + (uint64_t)now.tv_nsec;
 }
 
@@ -326,7 +329,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 static void begin_chunk(void) {
     enum moment moment = atomic_load(&during.moment);
     if (moment == QUICK || moment == SLOW)
-        CHECK(++during.chunks <= LARGE_PAGES, "a scan does not come to an end");
+        CHECK(++chunks <= CHUNKS_MAX, "a scan does not come to an end");
     sleep_ms(moment == SLOW);
 }
 
@@ -403,7 +406,6 @@ static void check_touched_during(const char *tracker, enum moment moment, const 
 static uint32_t chunks_of_scan(struct fl_scanner *scanner, struct victim *victim, enum moment moment) {
     struct fl_age_counts counts;
     victim_order(victim, VICTIM_TOUCH, 0, LARGE_PAGES, SECONDS);
-    during.chunks = 0;
     atomic_store(&during.moment, moment);
     if (moment == QUICK)
         let_clocks_run_slow();
@@ -411,13 +413,14 @@ static uint32_t chunks_of_scan(struct fl_scanner *scanner, struct victim *victim
     atomic_store(&during.moment, NEVER);
     if (moment == QUICK)
         let_clocks_run();
-    return during.chunks;
+    return chunks;
 }
 
 /* Chunks that had grown while they were quick, by any amount. */
 static void check_slow_chunks(const char *tracker, uint64_t seed) {
     const struct fl_tracker_list trackers = trackers_of(tracker);
     struct fl_scanner scanner;
+    struct fl_age_counts counts;
     static struct fl_vm vm;
     const uint32_t smallest = LARGE_PAGES * FL_PAGE_SIZE / CHUNK_BYTES_MIN;
     uint32_t quick = smallest, slow = 0;
@@ -425,10 +428,11 @@ static void check_slow_chunks(const char *tracker, uint64_t seed) {
     struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
     fl_scanner_start(&scanner, &vm, faults, &trackers);
     during.vm = &vm;
+    scan_whole(&scanner, &counts); /* the first one only arms */
     for (unsigned i = 0; i < TRIES && quick > smallest / 8; i++)
         quick = chunks_of_scan(&scanner, &victim, QUICK);
-    CHECK(quick <= smallest / 8, "they do not grow: %u chunks", quick);
-    for (unsigned i = 0; i < 5 && slow < smallest; i++)
+    CHECK(quick && quick <= smallest / 8, "they do not grow: %u chunks", quick);
+    for (unsigned i = 0; i < 20 && slow < smallest; i++)
         slow = chunks_of_scan(&scanner, &victim, SLOW);
     CHECK(slow >= smallest, "%u chunks, slow as they are", slow);
     printf("%-5s chunks that got slow: from %u to %u a scan of %u pages\n", tracker, quick, slow, LARGE_PAGES);
@@ -459,6 +463,7 @@ static void check_huge_pages(const char *tracker, uint64_t seed) {
     struct fl_fault_server *faults = served_vm_begin(&vm, victim.pid, &trackers, 1);
     fl_scanner_start(&scanner, &vm, faults, &trackers);
     const uint8_t *ages = vm.vault.ages + fl_region(&vm, 0)->first_page;
+    during.vm = &vm;
     scan_whole(&scanner, &counts);
     for (unsigned scan = 0; scan < HUGE_SCANS && made; scan++) {
         victim_order(&victim, VICTIM_TOUCH, HUGE_FIRST, HUGE_PAGES - HUGE_FIRST, SECONDS);
@@ -466,7 +471,9 @@ static void check_huge_pages(const char *tracker, uint64_t seed) {
         mapped = now > mapped ? now : mapped;
         if (!mapped)
             break;
+        atomic_store(&during.moment, scan < HUGE_SCANS / 2 ? NEVER : SLOW); /* the smallest chunks, too */
         scan_whole(&scanner, &counts);
+        atomic_store(&during.moment, NEVER);
         for (uint32_t page = 0; page < HUGE_PAGES; page++)
             CHECK((ages[page] == 0) == (page >= HUGE_FIRST), "scan %u: page %u has age %u", scan, page, ages[page]);
     }
