@@ -114,8 +114,8 @@ build/asan build/tsan: build/%:
 	@cmake -S native -B $@ -G Ninja -DCMAKE_C_COMPILER=clang \
 	    -DFL_SANITIZE=$(if $(filter asan,$*),address,thread) -DFL_TEST_SECONDS=300 >/dev/null
 
-# BUILT=1: what tests need is there, as when `make test` runs them beside each other.
-need = $(if $(BUILT),,$(1))
+# FL_BUILT=1: what tests need is there, as when `make test` runs them beside each other.
+need = $(if $(FL_BUILT),,$(1))
 
 .PHONY: test-c test-asan test-tsan
 test-c: $(call need,build)
@@ -137,7 +137,7 @@ test-system: $(call need,build guest)
 test-chaos: $(call need,build guest)
 	@$(ALONE) $(PYTEST) $(PYTEST_FLAGS) tests/chaos --soak-seconds $(TEST_SOAK_SECONDS)
 
-test-kernel: build kernel
+test-kernel: $(call need,build kernel)
 	@$(PYTEST) $(PYTEST_FLAGS) tests/kernel
 
 # Builds a kernel with page_idle from Debian's source, once: some ten minutes. `make test` uses it when it is there.
@@ -156,17 +156,23 @@ test-races: build kernel
 soak: build guest
 	@$(ALONE) $(PYTEST) $(PYTEST_FLAGS) tests/chaos $(SOAK_FLAGS) --soak-seconds $(SOAK_SECONDS)
 
-# Three lanes, for none of them keeps two CPUs busy. System and chaos tests wait for what real guests and agents do: they go
-# first. Then what is inside Linux 7.3, which takes longest.
+# Three lanes beside each other, for none keeps two CPUs busy. C tests that change the host's own state (its swap, DAMON) wait
+# for the end of system and chaos tests. Lanes are process groups, and end when this shell does, however that is.
+lane = setpriv --pdeathsig TERM nice -n $(1) $(MAKE) --no-print-directory FL_BUILT=1
+
 .PHONY: test
 test: build guest kernel
 	@echo '== C tests (build/c.log) and all inside Linux 7.3 (build/kernel.log) in the background, shown at the end; all others beside them =='
-	@setsid nice -n 10 $(MAKE) --no-print-directory BUILT=1 test-c test-asan test-tsan >build/c.log 2>&1 & c=$$!; \
-	    setsid nice -n 5 $(PYTEST) $(PYTEST_FLAGS) tests/kernel >build/kernel.log 2>&1 & inside=$$!; failed=0; \
-	    trap 'kill -- -$$c -$$inside 2>/dev/null || true' EXIT; \
-	    $(MAKE) --no-print-directory BUILT=1 test-unit test-system test-chaos || failed=1; \
-	    wait $$c || failed=1; cat build/c.log; \
-	    echo '== All inside Linux 7.3 =='; wait $$inside || failed=1; trap - EXIT; cat build/kernel.log; exit $$failed
+	@set -m; failed=; \
+	    $(call lane,10) CTEST_FLAGS='$(CTEST_FLAGS) -LE host' test-c test-asan test-tsan >build/c.log 2>&1 </dev/null & c=$$!; \
+	    $(call lane,5) test-kernel >build/kernel.log 2>&1 </dev/null & inside=$$!; \
+	    set +m; trap 'kill -- -$$c -$$inside 2>/dev/null || true' EXIT; \
+	    $(call lane,0) test-unit test-system test-chaos || failed+=', unit, system or chaos tests'; \
+	    wait $$c || failed+=', C tests (build/c.log)'; cat build/c.log; \
+	    $(call lane,0) CTEST_FLAGS='$(CTEST_FLAGS) -L host' test-c test-asan test-tsan || failed+=", C tests that change the host's state"; \
+	    echo '== All inside Linux 7.3 =='; wait $$inside || failed+=', inside Linux 7.3 (build/kernel.log)'; \
+	    trap - EXIT; cat build/kernel.log; \
+	    if [ "$$failed" ]; then echo "make test: FAILED: $${failed:2}"; exit 1; fi; echo 'make test: all passed'
 
 # ---- Show -------------------------------------------------------------------------------------------------------
 

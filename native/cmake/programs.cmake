@@ -44,6 +44,11 @@ foreach(name IN LISTS fl_tests)
   add_test(NAME ${name} COMMAND ${fl_launcher} $<TARGET_FILE:${name}>)
   set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${FL_TEST_SECONDS}
     ENVIRONMENT "${fl_test_environment}")
+  # What changes the host's own state, or counts by it, is labelled: nothing else that does may run beside it.
+  file(STRINGS tests/${name}.c of_host REGEX "#include \"(host_memory|tracked_guest|damon_field|idle_field)\\.h\"")
+  if(of_host)
+    set_tests_properties(${name} PROPERTIES LABELS host)
+  endif()
 endforeach()
 
 fl_programs(bench "bench_[^/]*\\.c" fl_benches)
