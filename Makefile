@@ -106,7 +106,7 @@ typings:
 
 # ctest does not show what tests say that leave something out.
 define run_ctest
-ctest --test-dir $(1) $(CTEST_FLAGS); \
+setpriv --pdeathsig KILL ctest --test-dir $(1) $(CTEST_FLAGS); \
     sed -nE '/(skipped|not tried):/p' $(1)/Testing/Temporary/LastTest.log | sort -u
 endef
 
@@ -166,7 +166,7 @@ test: build guest kernel
 	@set -m; failed=; \
 	    $(call lane,10) CTEST_FLAGS='$(CTEST_FLAGS) -LE host' test-c test-asan test-tsan >build/c.log 2>&1 </dev/null & c=$$!; \
 	    $(call lane,5) test-kernel >build/kernel.log 2>&1 </dev/null & inside=$$!; \
-	    set +m; trap 'kill -- -$$c -$$inside 2>/dev/null || true' EXIT; \
+	    set +m; trap 'kill -- -$$c -$$inside 2>/dev/null || true' EXIT; trap 'exit 130' INT; \
 	    $(call lane,0) test-unit test-system test-chaos || failed+=', unit, system or chaos tests'; \
 	    wait $$c || failed+=', C tests (build/c.log)'; cat build/c.log; \
 	    $(call lane,0) CTEST_FLAGS='$(CTEST_FLAGS) -L host' test-c test-asan test-tsan || failed+=", C tests that change the host's state"; \
