@@ -157,7 +157,7 @@ soak: build guest
 	@$(ALONE) $(PYTEST) $(PYTEST_FLAGS) tests/chaos $(SOAK_FLAGS) --soak-seconds $(SOAK_SECONDS)
 
 # Three lanes beside each other, for none keeps two CPUs busy. C tests that change the host's own state (its swap, DAMON) wait
-# for the end of system and chaos tests. Lanes are process groups, and end when this shell does, however that is.
+# for the end of system and chaos tests. What is in the background ends when this shell does, however that is.
 lane = setpriv --pdeathsig TERM nice -n $(1) $(MAKE) --no-print-directory FL_BUILT=1
 
 .PHONY: test
